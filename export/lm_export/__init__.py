@@ -1,0 +1,1 @@
+"""From a checkpoint to a bundle: trace, finish, quantize, prove parity (torch, onnx)."""

@@ -1,0 +1,215 @@
+"""Putting a bundle together: every file, proven, then the folder as a whole in its place."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from lm_export import parity
+from lm_export.card import model_card
+from lm_export.graph import ExportError, check_size, make_step_graph
+from lm_export.quantize import quantize_int8
+from lm_runtime.bundle import (
+    CONFIG,
+    GENERATION_CONFIG,
+    MODEL_CARD,
+    MODELS,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    TOKENS,
+    BundleConfig,
+    Precision,
+    recurrent_states,
+)
+from lm_runtime.model import OnnxModel
+from lm_runtime.tokenizer import Tokenizer
+from lm_trainer.checkpoint import load_checkpoint, restore_model
+from lm_trainer.model import RecurrentLM, TorchStepModel, parameter_count
+from lm_trainer.token_file import split_figures
+
+LARGEST_INT8_COST = 0.01
+"""How much perplexity int8 may cost, as a share."""
+
+_DEFAULTS = {"temperature": 0.8, "top_k": 0, "top_p": 0.95, "max_tokens": 200}
+_TELLING_TOKENS = 4096
+
+Tell = Callable[[str], None]
+
+
+def export_bundle(
+    checkpoint: Path, out: Path, *, opset: int, quantize: bool, replace: bool, tell: Tell
+) -> BundleConfig:
+    """Write the bundle of ``checkpoint`` to ``out``, whole or not at all.
+
+    Args:
+        checkpoint: a checkpoint, or a run's folder (then its best one).
+        out: the bundle's folder.
+        opset: the ONNX operator set.
+        quantize: whether to add an int8 graph.
+        replace: whether a bundle that is in ``out`` may be replaced.
+        tell: takes lines for the person at the terminal.
+
+    Raises:
+        UnusableFileError: the checkpoint cannot be used.
+        ValueError: ``out`` holds something, or the operator set is not possible.
+        ExportError: the graph or its parity is not what it has to be.
+    """
+    content = load_checkpoint(checkpoint)
+    model, tokenizer = restore_model(checkpoint, content)
+    check_size(model)
+    held_out: NDArray[np.int64] = content["held_out"].numpy()
+    config = _configuration(model, tokenizer, content, opset)
+    with _folder_in_place(out, replace=replace) as folder:
+        (folder / "onnx").mkdir()
+        graph = make_step_graph(model, config)
+        onnx.save(graph, folder / MODELS["fp32"])
+        _write_texts(folder, tokenizer)
+        _write_config(folder, config)
+
+        proof = parity.compare(TorchStepModel(model, tokenizer), _open(folder, "fp32"), held_out)
+        tell(f"parity: {proof}")
+        if not proof.holds:
+            raise ExportError(f"the graph differs from the torch model, no bundle was written: {proof}")
+        config = dataclasses.replace(config, parity=proof.to_dict())
+
+        if quantize:
+            onnx.save(quantize_int8(graph), folder / MODELS["int8"])
+            _write_config(folder, config)
+            config = dataclasses.replace(config, quantization=_int8_cost(folder, held_out, tell))
+        (folder / MODEL_CARD).write_text(model_card(config, folder, out.name), encoding="utf-8")
+        return _write_config(folder, config)
+
+
+def _configuration(
+    model: RecurrentLM, tokenizer: Tokenizer, content: dict[str, Any], opset: int
+) -> BundleConfig:
+    progress, splits = content["progress"], content["corpus"]["splits"]
+    return BundleConfig(
+        model_type=model.config.model_type,
+        vocab_size=model.config.vocab_size,
+        embedding_dim=model.config.embedding_dim,
+        hidden_size=model.config.hidden_size,
+        num_hidden_layers=model.config.num_layers,
+        tie_word_embeddings=model.config.tied,
+        tokenizer=tokenizer.kind,
+        eos_token_id=tokenizer.eos_id,
+        bos_token_id=tokenizer.eos_id,
+        unk_token_id=tokenizer.unk_id,
+        states=recurrent_states(("h", "c"), model.config.num_layers, model.config.hidden_size),
+        opset=opset,
+        vocabulary_sha256=tokenizer.vocabulary_sha256,
+        training={
+            "corpus": content["corpus"]["name"],
+            "train_tokens": splits["train"]["tokens"],
+            "parameters": parameter_count(model),
+            "epoch": progress["epoch"],
+            "steps": progress["step"],
+            "seconds": round(progress["seconds"], 1),
+            "valid": split_figures(progress["valid_loss"], splits["valid"]) if progress["epoch"] else None,
+            "recipe": content["training_config"],
+        },
+    )
+
+
+def _write_texts(folder: Path, tokenizer: Tokenizer) -> None:
+    """The vocabulary in the forms that readers look for, and the default sampling parameters."""
+    eos = tokenizer.tokens[tokenizer.eos_id]
+    unk = None if tokenizer.unk_id is None else tokenizer.tokens[tokenizer.unk_id]
+    names = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": eos,
+        "eos_token": eos,
+        # The JavaScript reader turns unknown words into nothing unless a token is named here.
+        "unk_token": unk or eos,
+        "clean_up_tokenization_spaces": False,
+    }
+    (folder / TOKENIZER).write_text(tokenizer.json_text, encoding="utf-8")
+    (folder / TOKENIZER_CONFIG).write_text(json.dumps(names, indent=2) + "\n", encoding="utf-8")
+    (folder / TOKENS).write_text(
+        "".join(f"{token} {number}\n" for number, token in enumerate(tokenizer.tokens)), encoding="utf-8"
+    )
+    (folder / GENERATION_CONFIG).write_text(json.dumps(_DEFAULTS, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_config(folder: Path, config: BundleConfig) -> BundleConfig:
+    """Write ``config.json`` with the hash of every other file."""
+    names = sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != CONFIG
+    )
+    hashes = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+    config = dataclasses.replace(config, files=hashes)
+    (folder / CONFIG).write_text(config.to_json(), encoding="utf-8")
+    return config
+
+
+def _open(folder: Path, precision: Precision) -> OnnxModel:
+    """The model as a user will have it: every check of the runtime included."""
+    return OnnxModel(folder, precision=precision, provider="cpu")
+
+
+def _int8_cost(folder: Path, held_out: NDArray[np.int64], tell: Tell) -> dict[str, Any]:
+    """Perplexity of both graphs, token by token as generation runs them."""
+    text = held_out[:_TELLING_TOKENS]
+    fp32, int8 = (parity.perplexity(_open(folder, precision), text, 1) for precision in ("fp32", "int8"))
+    cost = int8 / fp32 - 1
+    tell(
+        f"int8: perplexity {int8:.3f} against {fp32:.3f} in fp32 ({cost:+.2%}) "
+        f"on {text.size:,} held-out tokens"
+    )
+    if not cost <= LARGEST_INT8_COST:
+        raise ExportError(
+            f"int8 costs {cost:.2%} of perplexity, more than {LARGEST_INT8_COST:.0%}; no bundle was written; "
+            "leave out --quantize, or train longer"
+        )
+    return {"fp32": fp32, "int8": int8, "cost_percent": 100 * cost, "tokens": int(text.size)}
+
+
+@contextmanager
+def _folder_in_place(out: Path, *, replace: bool) -> Iterator[Path]:
+    """A neighbour of ``out`` to write into; it becomes ``out`` when the body has ended well."""
+    check_out(out, replace=replace)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.partial")
+    replaced = out.with_name(f".{out.name}.replaced")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir()
+        yield partial
+        if out.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+            out.rename(replaced)
+        partial.rename(out)
+        shutil.rmtree(replaced, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def check_out(out: Path, *, replace: bool) -> None:
+    """Refuse to overwrite what is not a bundle, or a bundle that is not to be replaced.
+
+    Raises:
+        ValueError: with what to do.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not out.is_dir():
+        raise ValueError(f"--out {out} is a file; name a folder")
+    if not replace:
+        raise ValueError(
+            f"{out} holds something already: --force replaces a bundle, --out names another folder"
+        )
+    if not (out / CONFIG).exists() or not (out / "onnx").is_dir():
+        raise ValueError(f"{out} holds something that is not a bundle; --force replaces only a bundle")

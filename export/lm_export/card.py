@@ -1,0 +1,80 @@
+"""The model card: the bundle's ``README.md``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lm_runtime.bundle import MODELS, BundleConfig
+from lm_runtime.commands import file_size
+
+
+def model_card(config: BundleConfig, folder: Path, name: str) -> str:
+    """The text of the card for the bundle ``name``, whose graphs are in ``folder`` already."""
+    training, parity = config.training, config.parity
+    return f"""# A recurrent language model for `{training["corpus"]}`
+
+{config.model_type.upper()}: embedding {config.embedding_dim}, {config.num_hidden_layers} x \
+{config.hidden_size}, {config.vocab_size:,} tokens ({config.tokenizer}), {training["parameters"]:,} \
+parameters. One step is `(token, h, c) -> (logits, h, c)`; the state has a fixed size, so the cost per \
+token never grows.
+
+## Training
+Corpus `{training["corpus"]}`: {training["train_tokens"]:,} tokens; {training["epoch"]} epochs, \
+{training["seconds"]:.0f} s.
+{_valid(training["valid"])}
+
+## Files
+| file | size |
+|---|---|
+{_sizes(folder)}
+ONNX opset {config.opset}. `config.json` has the sha256 of every file.
+{_quantization(config.quantization)}
+## Parity with torch
+{parity["steps"]} steps of held-out text at batch {" and ".join(map(str, parity["batches"]))}, the state \
+carried: largest difference {parity["logits"]:.1e} in logits and {parity["states"]:.1e} in states \
+(allowed: {parity["tolerance"]:.0e}); {parity["greedy_tokens"]} greedy tokens equal.
+
+## Running it
+```
+pip install steplm
+lm-generate {name} --prompt "..."
+lm-score {name} text.txt
+```
+```python
+import lm_runtime
+
+model = lm_runtime.load("{name}")
+print("".join(lm_runtime.generate(model, "...", seed=1)))
+```
+
+## Limits
+The model imitates its training text, errors and prejudices included, and states nothing as fact.
+"""
+
+
+def _valid(figures: dict[str, Any] | None) -> str:
+    if figures is None:
+        return "It was exported before its first validation."
+    return (
+        f"Validation perplexity {figures['perplexity']:.2f} a token, {figures['perplexity_per_word']:.2f} a "
+        f"word, {figures['bits_per_byte']:.3f} bits a byte ({figures['tokens']:,} tokens, "
+        f"{figures['unknown']:,} of them unknown)."
+    )
+
+
+def _sizes(folder: Path) -> str:
+    return "".join(
+        f"| `{name}` ({precision}) | {file_size((folder / name).stat().st_size)} |\n"
+        for precision, name in MODELS.items()
+        if (folder / name).exists()
+    )
+
+
+def _quantization(figures: dict[str, Any]) -> str:
+    if not figures:
+        return ""
+    return (
+        f"\nOn {figures['tokens']:,} held-out tokens int8 has perplexity {figures['int8']:.2f}, fp32 "
+        f"{figures['fp32']:.2f} ({figures['cost_percent']:+.2f} %).\n"
+    )

@@ -1,0 +1,70 @@
+"""int8: the step graph with quantized weights, and the proof that they are."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnxruntime.quantization import QuantType, quantize_dynamic
+
+from lm_export.graph import ExportError
+
+
+def quantize_int8(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph with the embedding, the recurrent layers and the output layer in int8.
+
+    Activations are quantized at run time, with one scale a call.
+
+    Raises:
+        ExportError: a layer stayed in fp32.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "quantized.onnx"
+        before = logging.root.manager.disable
+        logging.disable(logging.WARNING)  # it advises a preparation that this graph does not need
+        try:
+            quantize_dynamic(
+                _with_folded_transposes(graph),
+                path,
+                op_types_to_quantize=["LSTM", "MatMul", "Gather"],
+                weight_type=QuantType.QInt8,
+            )
+        finally:
+            logging.disable(before)
+        quantized = onnx.load(path)
+    onnx.helper.set_model_props(quantized, {entry.key: entry.value for entry in graph.metadata_props})
+    quantized.producer_name = graph.producer_name
+    _check(graph, quantized)
+    return quantized
+
+
+def _with_folded_transposes(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy in which transposed weights are weights of their own.
+
+    A tied output layer is a view of the embedding: one array in fp32, which onnxruntime transposes as it
+    loads, but to the quantizer a MatMul without weights.
+    """
+    folded = onnx.ModelProto()
+    folded.CopyFrom(graph)
+    initializers = {tensor.name: tensor for tensor in folded.graph.initializer}
+    for node in [node for node in folded.graph.node if node.op_type == "Transpose"]:
+        if node.input[0] in initializers:
+            axes = next(attribute.ints for attribute in node.attribute if attribute.name == "perm")
+            weight = onnx.numpy_helper.to_array(initializers[node.input[0]]).transpose(tuple(axes))
+            folded.graph.initializer.append(
+                onnx.numpy_helper.from_array(np.ascontiguousarray(weight), node.output[0])
+            )
+            folded.graph.node.remove(node)
+    return folded
+
+
+def _check(graph: onnx.ModelProto, quantized: onnx.ModelProto) -> None:
+    """onnxruntime's quantizer passes over what it cannot quantize, without a word."""
+    before = [node.op_type for node in graph.graph.node]
+    after = [node.op_type for node in quantized.graph.node]
+    for old, new in (("LSTM", "DynamicQuantizeLSTM"), ("MatMul", "MatMulInteger")):
+        if after.count(new) != before.count(old) or old in after:
+            raise ExportError(f"{after.count(new)} of {before.count(old)} {old} operators were quantized")

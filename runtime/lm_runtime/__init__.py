@@ -1,0 +1,51 @@
+"""Run an exported recurrent language model with onnxruntime alone.
+
+>>> import lm_runtime
+>>> model = lm_runtime.load("artifacts/bundle")
+>>> for piece in lm_runtime.generate(model, "The", lm_runtime.SamplingParams(max_tokens=50), seed=1):
+...     print(piece, end="")
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lm_runtime.files import UnusableFileError
+    from lm_runtime.generation import generate, generate_samples
+    from lm_runtime.model import State, initial_state, load
+    from lm_runtime.sampling import SamplingParams
+    from lm_runtime.scoring import Score, score_file
+
+__all__ = [
+    "SamplingParams",
+    "Score",
+    "State",
+    "UnusableFileError",
+    "generate",
+    "generate_samples",
+    "initial_state",
+    "load",
+    "score_file",
+]
+
+_HOME = {
+    "SamplingParams": "sampling",
+    "Score": "scoring",
+    "State": "model",
+    "UnusableFileError": "files",
+    "generate": "generation",
+    "generate_samples": "generation",
+    "initial_state": "model",
+    "load": "model",
+    "score_file": "scoring",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # The trainer and --help take parts of this package and should not wait for onnxruntime.
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"lm_runtime.{_HOME[name]}")
+    return getattr(module, name)

@@ -1,0 +1,186 @@
+"""The bundle: the folder that the exporter writes and the runtime reads.
+
+Holds the names of its files and tensors and the records of its configuration, once, for both sides;
+checks a bundle before it is trusted. Knows nothing about onnxruntime.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from lm_runtime.files import UnusableFileError
+
+FORMAT_VERSION = 1
+CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
+TOKENIZER = "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+TOKENS = "tokens.txt"
+MODEL_CARD = "README.md"
+MODELS = {"fp32": "onnx/model.onnx", "int8": "onnx/model_quantized.onnx"}
+"""The graph's file for each precision."""
+
+TOKEN = "token"
+LOGITS = "logits"
+
+Precision = Literal["fp32", "int8"]
+
+
+@dataclass(frozen=True)
+class StateTensor:
+    """One tensor of the state, as it goes into the graph and comes out of it."""
+
+    name: str
+    """The graph's input."""
+    output: str
+    """The graph's output that is fed back to ``name``."""
+    dtype: str
+    """numpy's name of the element type."""
+    shape: tuple[int | None, ...]
+    """The shape; None stands for the batch."""
+
+    @property
+    def batch_axis(self) -> int:
+        """Which axis of the shape is the batch."""
+        return self.shape.index(None)
+
+
+def recurrent_states(names: tuple[str, ...], num_layers: int, hidden_size: int) -> tuple[StateTensor, ...]:
+    """The states ``(layers, batch, hidden)`` of a recurrent network, float32."""
+    return tuple(
+        StateTensor(name, f"{name}_out", "float32", (num_layers, None, hidden_size)) for name in names
+    )
+
+
+@dataclass(frozen=True)
+class BundleConfig:
+    """What ``config.json`` says."""
+
+    model_type: str
+    """The family: ``lstm``."""
+    vocab_size: int
+    """The number of tokens."""
+    embedding_dim: int
+    """The width of the embedding."""
+    hidden_size: int
+    """The width of a layer's state."""
+    num_hidden_layers: int
+    """How many recurrent layers are stacked."""
+    tie_word_embeddings: bool
+    """Whether the output layer shares its weights with the embedding."""
+    tokenizer: str
+    """The tokenizer's kind: word, char, bpe or other."""
+    eos_token_id: int
+    """The id that ends a line."""
+    bos_token_id: int
+    """The id that a zero state has read before the first token: that of ``<eos>``."""
+    unk_token_id: int | None
+    """The id of unknown words, if there is one."""
+    states: tuple[StateTensor, ...]
+    """The state's tensors, in the order of the graph's inputs."""
+    opset: int
+    """The ONNX operator set of ``onnx/model.onnx``."""
+    vocabulary_sha256: str
+    """The sha256 of the tokens in order of id, each ended by a line break."""
+    training: dict[str, Any] = field(default_factory=dict)
+    """Facts about the training: corpus, steps, perplexities."""
+    parity: dict[str, Any] = field(default_factory=dict)
+    """The exporter's proof that the graph equals the torch model."""
+    quantization: dict[str, Any] = field(default_factory=dict)
+    """What int8 costs; empty where the bundle has no int8 graph."""
+    files: dict[str, str] = field(default_factory=dict)
+    """The sha256 of every other file of the bundle."""
+    format_version: int = FORMAT_VERSION
+    """The version of this format."""
+
+    def to_json(self) -> str:
+        """The text of ``config.json``."""
+        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    def metadata(self) -> dict[str, str]:
+        """What identifies a graph file by itself: its ``metadata_props``."""
+        facts = {
+            "format_version": self.format_version,
+            "model_type": self.model_type,
+            "vocab_size": self.vocab_size,
+            "num_layers": self.num_hidden_layers,
+            "hidden_size": self.hidden_size,
+            "embedding_dim": self.embedding_dim,
+            "sos_id": self.bos_token_id,
+            "eos_id": self.eos_token_id,
+            "vocabulary_sha256": self.vocabulary_sha256,
+        }
+        return {name: str(value) for name, value in facts.items()}
+
+
+def read_config(folder: Path) -> BundleConfig:
+    """Read ``config.json``.
+
+    Raises:
+        UnusableFileError: the folder is no bundle, or one of another format.
+    """
+    path = folder / CONFIG
+    data = _read_json(folder, CONFIG)
+    version = data.get("format_version")
+    if version != FORMAT_VERSION:
+        raise UnusableFileError(
+            path, f"bundle format {version}, where this version of steplm reads {FORMAT_VERSION}"
+        )
+    try:
+        states = tuple(
+            StateTensor(state["name"], state["output"], state["dtype"], tuple(state["shape"]))
+            for state in data.pop("states")
+        )
+        config = BundleConfig(states=states, **data)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise UnusableFileError(path, f"not a bundle's configuration ({error})") from None
+    for field_ in dataclasses.fields(config):
+        if field_.type == "int" and type(getattr(config, field_.name)) is not int:
+            raise UnusableFileError(path, f"{field_.name} is {getattr(config, field_.name)!r}, not a number")
+    return config
+
+
+def check_files(folder: Path, config: BundleConfig, names: list[str]) -> None:
+    """Check that each of the files ``names`` is there, and is the one that the exporter wrote.
+
+    Raises:
+        UnusableFileError: a file is missing or its sha256 is another.
+    """
+    for name in names:
+        path = folder / name
+        if name not in config.files:
+            raise UnusableFileError(folder / CONFIG, f"lists no {name}")
+        try:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError:
+            raise UnusableFileError(path, "the bundle's file is missing") from None
+        if digest != config.files[name]:
+            raise UnusableFileError(path, f"changed since the export (its sha256 is not that of {CONFIG})")
+
+
+def read_generation_config(folder: Path) -> dict[str, Any]:
+    """The default sampling parameters that the bundle carries."""
+    return _read_json(folder, GENERATION_CONFIG)
+
+
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / name
+    if not folder.is_dir():
+        raise UnusableFileError(
+            folder, "no such bundle" if not folder.exists() else "a file, where a bundle's folder is needed"
+        )
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UnusableFileError(folder, f"not a bundle: no {name} in it") from None
+    except ValueError:
+        raise UnusableFileError(path, "not JSON") from None
+    if not isinstance(data, dict):
+        raise UnusableFileError(path, "not a JSON object")
+    return data

@@ -1,0 +1,71 @@
+"""The command lines of the runtime, and what every command of the project shares.
+
+Only here do exceptions become messages: one line on standard error, exit status 2 for a mistake in the
+call, 1 for a run that failed, 130 for an interruption.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+from typing import Any, NoReturn
+
+import click
+
+from lm_runtime.files import UnusableFileError
+
+
+class Command(click.Command):
+    """A command that ends in one line when it cannot do what was asked."""
+
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Run the command and exit the process."""
+        kwargs["standalone_mode"] = False
+        try:
+            code = super().main(*args, **kwargs)
+            sys.stdout.flush()
+        except click.UsageError as error:
+            self._fail(error.format_message() + _see_help(error), 2)
+        except click.ClickException as error:
+            self._fail(error.format_message(), 1)
+        except click.Abort:
+            self._fail("interrupted", 130)
+        except UnusableFileError as error:
+            self._fail(str(error), 1)
+        except ValueError as error:
+            self._fail(str(error), 2)
+        except ModuleNotFoundError as error:
+            self._fail(
+                f"{error.name} is not installed; install the training extra: pip install 'steplm[train]'", 1
+            )
+        except MemoryError:
+            self._fail("out of memory", 1)
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                # Whoever read our output has seen enough; nothing is left to flush.
+                sys.stdout = None
+                sys.exit(1)
+            self._fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
+        sys.exit(code if isinstance(code, int) else 0)
+
+    def _fail(self, message: str, status: int) -> NoReturn:
+        click.echo(f"{self.name}: {' '.join(message.split())}", err=True)
+        sys.exit(status)
+
+
+def _see_help(error: click.UsageError) -> str:
+    return f" (see {error.ctx.info_name} --help)" if error.ctx else ""
+
+
+def note(text: str) -> None:
+    """Tell the person at the terminal something that is not part of the result."""
+    click.echo(text, err=True)
+
+
+def file_size(size: float) -> str:
+    """A number of bytes in the unit a person would use: ``1.4 MB``."""
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"

@@ -1,0 +1,156 @@
+"""``lm-generate``: text from a bundle."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lm_runtime.commands import Command, note
+from lm_runtime.files import read_text_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lm_runtime.generation import Piece
+
+_EXAMPLES = """
+\b
+Examples:
+  lm-generate                                     the bundle in artifacts/bundle
+  lm-generate my-bundle --prompt "Once upon" --temperature 0.8 --top-p 0.95
+  lm-generate my-bundle --max-tokens 1000 --seed 1 > sample.txt
+  lm-generate my-bundle --stop '\\n' --samples 5 --json
+  echo "Once upon" | lm-generate my-bundle --prompt-file -
+"""
+
+
+@click.command(cls=Command, name="lm-generate", epilog=_EXAMPLES)
+@click.argument("bundle", type=click.Path(path_type=Path), default=Path("artifacts/bundle"))
+@click.option("--prompt", metavar="TEXT", help="Text to continue.")
+@click.option("--prompt-file", metavar="FILE", help="Read the prompt from a file, or - for standard input.")
+@click.option("--max-tokens", type=int, help="Most tokens to generate.  [default: the bundle's]")
+@click.option("--temperature", type=float, help="0 is greedy.  [default: the bundle's]")
+@click.option(
+    "--top-k", type=int, help="Keep the K most probable tokens, 0 for all.  [default: the bundle's]"
+)
+@click.option(
+    "--top-p", type=float, help="Keep the tokens that reach probability P.  [default: the bundle's]"
+)
+@click.option("--min-p", type=float, help="Keep tokens at least P times as probable as the best.")
+@click.option("--repetition-penalty", type=float, help="Above 1 discourages tokens that came before.")
+@click.option(
+    "--stop", multiple=True, metavar="TEXT", help="End before this text; \\n is a line break. Repeatable."
+)
+@click.option("--allow-unk", is_flag=True, default=None, help="Let <unk> be generated.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), help="Makes a run repeatable.  [default: a new one each time]"
+)
+@click.option("--samples", type=click.IntRange(min=1), default=1, show_default=True, help="How many texts.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a text.")
+@click.option(
+    "--precision", type=click.Choice(["fp32", "int8"]), default="fp32", show_default=True, help="Which graph."
+)
+@click.option(
+    "--provider",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where it runs.",
+)
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: onnxruntime's choice]")
+@click.version_option(package_name="steplm")
+def main(
+    bundle: Path,
+    prompt: str | None,
+    prompt_file: str | None,
+    seed: int | None,
+    samples: int,
+    as_json: bool,
+    precision: Any,
+    provider: Any,
+    threads: int | None,
+    **sampling: Any,
+) -> None:
+    """Generate text from BUNDLE, a folder that lm-export wrote.
+
+    The text goes to standard output, notes to standard error. No torch is needed.
+    """
+    import dataclasses
+
+    from lm_runtime.generation import generate_samples
+    from lm_runtime.model import OnnxModel
+
+    if prompt is not None and prompt_file is not None:
+        raise click.UsageError("give --prompt or --prompt-file, not both")
+    if prompt_file is not None:
+        prompt = _read_prompt(prompt_file)
+    given = {name: value for name, value in sampling.items() if value not in (None, ())}
+    if "stop" in given:
+        given["stop"] = tuple(text.replace("\\n", "\n") for text in given["stop"])
+    model = OnnxModel(bundle, precision=precision, provider=provider, threads=threads)
+    params = dataclasses.replace(model.defaults, **given)
+    vocab_size = model.config.vocab_size
+    if params.top_k > vocab_size:
+        raise ValueError(f"top_k must be at least 0 and at most {vocab_size}, got {params.top_k}")
+    seed = secrets.randbelow(1 << 32) if seed is None else seed
+    pieces = generate_samples(model, prompt or "", params, seed=seed, indices=tuple(range(samples)))
+    started = time.perf_counter()
+    streams = samples == 1 and not as_json
+    count = _stream(pieces) if streams else _collect(pieces, samples, as_json=as_json)
+    seconds = time.perf_counter() - started
+    note(f"{count} tokens in {seconds:.1f} s ({count / max(seconds, 1e-9):.0f} tokens/s), seed {seed}")
+
+
+def _read_prompt(name: str) -> str:
+    """The prompt in a file; the line break that ends its last line is not part of it."""
+    if name == "-":
+        try:
+            text = sys.stdin.buffer.read().decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise click.ClickException(f"standard input: not UTF-8 at byte {error.start}") from None
+        return text.removesuffix("\n")
+    return read_text_file(Path(name)).removesuffix("\n")
+
+
+def _stream(pieces: Iterator[Piece]) -> int:
+    """Write one text as it comes; return the number of tokens."""
+    count, text = 0, "\n"
+    for piece in pieces:
+        count += 1
+        if piece.text:
+            text = piece.text
+            sys.stdout.buffer.write(text.encode("utf-8", "replace"))
+            sys.stdout.buffer.flush()
+    if not text.endswith("\n"):
+        sys.stdout.buffer.write(b"\n")
+    return count
+
+
+def _collect(pieces: Iterator[Piece], samples: int, *, as_json: bool) -> int:
+    """Write several texts, each when it and those before it are complete; return the number of tokens."""
+    texts, tokens = [""] * samples, [0] * samples
+    finish = ["length"] * samples
+    for piece in pieces:
+        texts[piece.index] += piece.text
+        tokens[piece.index] += 1
+        finish[piece.index] = piece.finish or finish[piece.index]
+    for index in range(samples):
+        if as_json:
+            record = {
+                "index": index,
+                "text": texts[index],
+                "tokens": tokens[index],
+                "finish": finish[index],
+            }
+            line = json.dumps(record, ensure_ascii=False) + "\n"
+        else:
+            line = f"--- {index + 1} of {samples}\n{texts[index]}" + "\n" * (not texts[index].endswith("\n"))
+        sys.stdout.buffer.write(line.encode("utf-8", "replace"))
+    sys.stdout.buffer.flush()
+    return sum(tokens)

@@ -1,0 +1,135 @@
+"""Files: reading text in bounded memory, and writing a file whole or not at all.
+
+Knows nothing about tokens or models.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+_READ_BYTES = 1 << 20
+_LONGEST_PIECE = 1 << 16
+
+
+class UnusableFileError(Exception):
+    """A file or folder that is missing, damaged, or not what it has to be.
+
+    The message is one line: the path, then what is wrong with it.
+    """
+
+    def __init__(self, path: str | Path, problem: str) -> None:
+        super().__init__(f"{path}: {problem}")
+
+
+@contextlib.contextmanager
+def write_whole(path: Path) -> Iterator[IO[bytes]]:
+    """Open ``path`` for writing so that a reader finds the old file or the new one, never a part.
+
+    The bytes go to a neighbour of fixed name, are flushed to the disk, and take their place by a
+    rename. When the body raises (a full disk, Ctrl-C), the neighbour is removed and ``path`` is as
+    it was.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` to ``path`` as UTF-8, whole or not at all."""
+    with write_whole(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+def read_text_file(path: Path) -> str:
+    """The whole of a small UTF-8 file, line ends as in :func:`read_pieces`.
+
+    Raises:
+        UnusableFileError: as :func:`read_pieces`.
+    """
+    return "".join(text + "\n" * ends for text, ends in read_pieces(path)) if path.stat().st_size else ""
+
+
+def read_pieces(path: Path, start: int = 0, end: int | None = None) -> Iterator[tuple[str, bool]]:
+    """The lines of a UTF-8 text, or of its bytes from ``start`` to ``end``, in bounded memory.
+
+    Yields ``(text, ends)``: a line without its line break and True; a line longer than 64 KiB comes
+    in several pieces, of which only the last has True. A long line is cut between a word and the
+    space that follows it, where there is one, so that every tokenizer here sees the same words.
+    ``CRLF`` counts as a line break, a byte order mark is dropped, and the last line of a file counts
+    as ended whether or not a line break follows it.
+
+    Raises:
+        UnusableFileError: the file is missing, not UTF-8 (with the byte offset) or binary.
+    """
+    rest = ""
+    for text in _decoded(path, start, end):
+        lines = (rest + text).split("\n")
+        rest = lines.pop()
+        for line in lines:
+            yield from _cut(line.removesuffix("\r"))
+        while len(rest) > 2 * _LONGEST_PIECE:
+            head, rest = _split_long(rest)
+            yield head, False
+    if rest:
+        yield from _cut(rest.removesuffix("\r"))
+
+
+def _decoded(path: Path, start: int, end: int | None) -> Iterator[str]:
+    """The characters between two byte offsets, about a megabyte at a time."""
+    offset = start  # of the first byte of ``undecoded``
+    undecoded = b""
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            position = start
+            while block := file.read(_READ_BYTES if end is None else min(_READ_BYTES, end - position)):
+                position += len(block)
+                data = undecoded + block
+                if (nul := data.find(0)) >= 0:
+                    raise UnusableFileError(path, f"not a text file: byte {offset + nul} is NUL")
+                try:
+                    text, undecoded = data.decode("utf-8"), b""
+                except UnicodeDecodeError as error:
+                    # A character cut by the block's end is completed by the next block.
+                    if error.reason != "unexpected end of data":
+                        raise _not_utf8(path, offset + error.start, data[error.start]) from None
+                    text, undecoded = data[: error.start].decode("utf-8"), data[error.start :]
+                yield text.removeprefix("\ufeff") if offset == 0 else text
+                offset += len(data) - len(undecoded)
+    except FileNotFoundError:
+        raise UnusableFileError(path, "no such file") from None
+    except IsADirectoryError:
+        raise UnusableFileError(path, "a folder, where a text file is needed") from None
+    if undecoded:
+        raise _not_utf8(path, offset, undecoded[0])
+
+
+def _not_utf8(path: Path, offset: int, byte: int) -> UnusableFileError:
+    return UnusableFileError(path, f"not UTF-8: byte {offset} is 0x{byte:02x}")
+
+
+def _cut(line: str) -> Iterator[tuple[str, bool]]:
+    while len(line) > _LONGEST_PIECE:
+        head, line = _split_long(line)
+        yield head, False
+    yield line, True
+
+
+def _split_long(line: str) -> tuple[str, str]:
+    """Cut before a single space that stands between two words, near the longest piece allowed."""
+    at = line.rfind(" ", 1, _LONGEST_PIECE)
+    while at > 0 and (line[at - 1].isspace() or line[at + 1].isspace()):
+        at = line.rfind(" ", 1, at)
+    at = at if at > 0 else _LONGEST_PIECE
+    return line[:at], line[at:]

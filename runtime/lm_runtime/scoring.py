@@ -1,0 +1,123 @@
+"""Scoring: the probability that a model gives to a text.
+
+Perplexity is ``exp`` of the mean natural-log loss over every token, ``<eos>`` included. The first token
+is predicted from a zero state that has read one ``<eos>``; the state is carried through the whole text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lm_runtime.files import UnusableFileError, read_pieces
+from lm_runtime.model import READ_TOKENS, StepModel, initial_state
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a model makes of a text."""
+
+    log_probability: float
+    """The sum over all tokens, natural logarithm."""
+    tokens: int
+    """How many tokens were predicted, ``<eos>`` included."""
+    unknown: int
+    """How many of them were ``<unk>``."""
+    bytes: int
+    """The text's length in UTF-8, a byte for each line break."""
+    words: int
+    """The words between white space, and one more for each line's end."""
+
+    @property
+    def perplexity(self) -> float:
+        """Per token."""
+        return math.exp(min(-self.log_probability / self.tokens, 700.0))
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Comparable between tokenizers, where no token is ``<unk>``."""
+        return -self.log_probability / math.log(2) / self.bytes
+
+    @property
+    def perplexity_per_word(self) -> float:
+        """Comparable between tokenizers, where no token is ``<unk>``."""
+        return math.exp(min(-self.log_probability / self.words, 700.0))
+
+
+@dataclass
+class TextCount:
+    """Bytes and words of the pieces that pass through :meth:`count`."""
+
+    bytes: int = 0
+    words: int = 0
+
+    def count(self, pieces: Iterable[tuple[str, bool]]) -> Iterator[tuple[str, bool]]:
+        """Pass ``pieces`` on and count them."""
+        for text, ends in pieces:
+            self.bytes += len(text.encode()) + ends
+            self.words += len(text.split()) + ends
+            yield text, ends
+
+
+TokenScores = Callable[[NDArray[np.int64], NDArray[np.float32]], None]
+
+
+def score_file(model: StepModel, path: Path, *, each: TokenScores | None = None) -> Score:
+    """Score a text file, in bounded memory.
+
+    Args:
+        model: from :func:`lm_runtime.load`.
+        path: a UTF-8 text.
+        each: called with ids ``(tokens,)`` and their log-probabilities, a part of the text at a time.
+
+    Raises:
+        UnusableFileError: the file is missing, empty, or not UTF-8 text.
+    """
+    total, tokens, unknown = 0.0, 0, 0
+    count = TextCount()
+    for ids, log_probabilities in token_log_probabilities(model, count.count(read_pieces(path))):
+        if each is not None:
+            each(ids, log_probabilities)
+        total += float(log_probabilities.sum(dtype=np.float64))
+        tokens += ids.size
+        unknown += int((ids == model.tokenizer.unk_id).sum()) if model.tokenizer.unk_id is not None else 0
+    if not tokens:
+        raise UnusableFileError(path, "empty: there is nothing to score")
+    return Score(total, tokens, unknown, count.bytes, count.words)
+
+
+def token_log_probabilities(
+    model: StepModel, pieces: Iterable[tuple[str, bool]]
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    """The natural-log probability of each token of a text.
+
+    Args:
+        model: the model.
+        pieces: the text, as :func:`lm_runtime.files.read_pieces` gives it.
+
+    Yields:
+        ids ``(tokens,)`` and their log-probabilities ``(tokens,)``, a part of the text at a time.
+    """
+    state = initial_state(model, 1)
+    previous = model.tokenizer.eos_id
+    for ids in model.tokenizer.encode_pieces(pieces):
+        for start in range(0, ids.size, READ_TOKENS):
+            targets = ids[start : start + READ_TOKENS]
+            token = np.concatenate([[previous], targets[:-1]])
+            logits, state = model.step(token[None], state)
+            previous = int(targets[-1])
+            yield targets, log_softmax_at(logits[0], targets)
+
+
+def log_softmax_at(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> NDArray[np.float32]:
+    """The log-probability of each target: logits ``(time, vocab)``, targets ``(time,)`` -> ``(time,)``."""
+    highest = logits.max(axis=-1, keepdims=True)
+    normalizer = np.log(np.exp(logits - highest).sum(axis=-1)) + highest[:, 0]
+    chosen: NDArray[np.float32] = logits[np.arange(targets.size), targets]
+    result: NDArray[np.float32] = chosen - normalizer
+    return result

@@ -1,0 +1,225 @@
+"""The tokenizer: text to token ids and back, by the ``tokenizers`` library.
+
+One rule holds for every kind: a line's end is the token ``<eos>``. So a text is encoded line by line,
+the cut into pieces for streaming never shows, and ``<eos>`` prints as a line break. Knows nothing about
+models.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+
+from lm_runtime.files import UnusableFileError
+
+EOS = "<eos>"
+UNK = "<unk>"
+# What other makers of tokenizer.json call the same thing.
+_EOS_NAMES = (EOS, "</s>", "<|endoftext|>", "<|end_of_text|>", "[SEP]")
+_UNK_NAMES = (UNK, "[UNK]", "<|unk|>")
+_BATCH_CHARACTERS = 1 << 20
+
+Kind = Literal["word", "char", "bpe", "other"]
+
+
+class Tokenizer:
+    """Encodes and decodes text; made from the text of a ``tokenizer.json``.
+
+    Raises:
+        ValueError: the text is no tokenizer, or one without an end-of-line token or with holes in
+            its ids.
+    """
+
+    def __init__(self, json_text: str) -> None:
+        try:
+            self._engine = tokenizers.Tokenizer.from_str(json_text)
+        except Exception as error:  # the library raises plain Exception, whatever is wrong
+            raise ValueError(f"not a tokenizer.json: {str(error).splitlines()[0]}") from None
+        # Text that spells a special token's name is text: only the line's end may become <eos>.
+        self._engine.encode_special_tokens = True
+        self._engine.no_padding()
+        self._engine.no_truncation()
+        self.json_text = json_text
+        vocabulary = self._engine.get_vocab(with_added_tokens=True)
+        self.vocab_size = len(vocabulary)
+        self.tokens = sorted(vocabulary, key=vocabulary.__getitem__)
+        """The tokens in the order of their ids."""
+        if self.vocab_size == 0 or vocabulary[self.tokens[-1]] != self.vocab_size - 1:
+            raise ValueError(f"the {self.vocab_size} token ids are not 0 to {self.vocab_size - 1}")
+        eos = next((name for name in _EOS_NAMES if name in vocabulary), None)
+        if eos is None:
+            raise ValueError(f"no end-of-line token: none of {', '.join(_EOS_NAMES)} is in the vocabulary")
+        self.eos_id = vocabulary[eos]
+        """The id that ends a line, and that a model has read before its first token."""
+        self.unk_id = next((vocabulary[name] for name in _UNK_NAMES if name in vocabulary), None)
+        """The id of words that are not in the vocabulary; None where every text can be spelled."""
+        self.kind: Kind = _kind(json.loads(json_text))
+        """How text is cut: word, char, (byte-level) bpe, or another way that a given file defines."""
+
+    @classmethod
+    def from_file(cls, path: Path) -> Tokenizer:
+        """Read a ``tokenizer.json``.
+
+        Raises:
+            UnusableFileError: there is no such file, or it is no usable tokenizer.
+        """
+        try:
+            return cls(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UnusableFileError(path, "no such file") from None
+        except ValueError as error:  # UnicodeDecodeError is one
+            problem = "not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+            raise UnusableFileError(path, problem) from None
+
+    @property
+    def vocabulary_sha256(self) -> str:
+        """The sha256 of the tokens in order of id, each ended by a line break (hexadecimal)."""
+        return hashlib.sha256("".join(f"{token}\n" for token in self.tokens).encode()).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of ``text``, each line break as ``<eos>``; no ``<eos>`` is added at the end."""
+        lines = text.replace("\r\n", "\n").split("\n")
+        ids: list[int] = []
+        for number, encoding in enumerate(self._engine.encode_batch_fast(lines, add_special_tokens=False)):
+            if number:
+                ids.append(self.eos_id)
+            ids.extend(encoding.ids)
+        return ids
+
+    def encode_pieces(self, pieces: Iterable[tuple[str, bool]]) -> Iterator[NDArray[np.int64]]:
+        """Encode a stream of ``(text, ends)`` pieces (:func:`lm_runtime.files.read_pieces`).
+
+        Yields:
+            ids ``(tokens,)``, an array for about a megabyte of text, ``<eos>`` after each ended line.
+        """
+        batch: list[tuple[str, bool]] = []
+        characters = 0
+        for piece in pieces:
+            batch.append(piece)
+            characters += len(piece[0]) + 1
+            if characters >= _BATCH_CHARACTERS:
+                yield self._encode_batch(batch)
+                batch, characters = [], 0
+        if batch:
+            yield self._encode_batch(batch)
+
+    def _encode_batch(self, batch: Sequence[tuple[str, bool]]) -> NDArray[np.int64]:
+        encodings = self._engine.encode_batch_fast([text for text, _ in batch], add_special_tokens=False)
+        ids: list[int] = []
+        for (_, ends), encoding in zip(batch, encodings, strict=True):
+            ids.extend(encoding.ids)
+            if ends:
+                ids.append(self.eos_id)
+        return np.array(ids, dtype=np.int64)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ``ids``, taken to begin at the start of a line."""
+        decoder = self.decoder()
+        return "".join(decoder.push(token) for token in ids) + decoder.flush()
+
+    def decoder(self, after: Sequence[int] = ()) -> StreamDecoder:
+        """A decoder for tokens that come one at a time, behind the tokens ``after``."""
+        return StreamDecoder(self, after)
+
+    @cached_property
+    def token_bytes(self) -> list[bytes]:
+        """What each id stands for in a text, as UTF-8 (part of a character, for byte-level BPE)."""
+        if self.kind == "bpe":
+            byte_of = _byte_alphabet()
+            pieces = [
+                bytes(byte_of[character] for character in token)
+                if all(character in byte_of for character in token)
+                else token.encode()
+                for token in self.tokens
+            ]
+        else:
+            pieces = [token.encode() for token in self.tokens]
+        pieces[self.eos_id] = b"\n"
+        return pieces
+
+
+class StreamDecoder:
+    """Turns tokens into text as they come; a piece is never half a character."""
+
+    def __init__(self, tokenizer: Tokenizer, after: Sequence[int]) -> None:
+        self._tokenizer = tokenizer
+        self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
+        self._line_start = not after or after[-1] == tokenizer.eos_id
+        # For tokenizers of other makers: their own decoder is asked for a whole line at a time.
+        self._line: list[int] = []
+        self._shown = ""
+        if tokenizer.kind == "other":
+            for token in after:
+                self._push_other(token)
+
+    def push(self, token: int) -> str:
+        """The text that became certain with ``token``; may be empty."""
+        if self._tokenizer.kind == "other":
+            return self._push_other(token)
+        is_eos = token == self._tokenizer.eos_id
+        data = self._tokenizer.token_bytes[token]
+        if self._tokenizer.kind == "word" and not self._line_start and not is_eos:
+            data = b" " + data
+        self._line_start = is_eos
+        return self._bytes.decode(data)
+
+    def flush(self) -> str:
+        """What is left of a character that was never completed, as U+FFFD."""
+        if self._tokenizer.kind == "other":
+            return self._take_line(self._decode_line())
+        return self._bytes.decode(b"", final=True)
+
+    def _push_other(self, token: int) -> str:
+        if token == self._tokenizer.eos_id:
+            text = self._take_line(self._decode_line()) + "\n"
+            self._line, self._shown = [], ""
+            return text
+        self._line.append(token)
+        return self._take_line(self._decode_line().rstrip("\ufffd"))
+
+    def _decode_line(self) -> str:
+        return str(self._tokenizer._engine.decode(self._line, skip_special_tokens=False))
+
+    def _take_line(self, text: str) -> str:
+        if not text.startswith(self._shown):
+            return ""
+        fresh = text[len(self._shown) :]
+        self._shown = text
+        return fresh
+
+
+def _kind(data: dict[str, object]) -> Kind:
+    """Tell from a ``tokenizer.json`` which of the project's own kinds it is."""
+    model, pre_tokenizer, normalizer = data.get("model"), data.get("pre_tokenizer"), data.get("normalizer")
+    if not (isinstance(model, dict) and isinstance(pre_tokenizer, dict) and normalizer is None):
+        return "other"
+    match model.get("type"), pre_tokenizer.get("type"):
+        case "WordLevel", "WhitespaceSplit":
+            return "word"
+        case "WordLevel", "Split":
+            return "char"
+        case "BPE", "ByteLevel" if not pre_tokenizer.get("add_prefix_space"):
+            return "bpe"
+    return "other"
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The byte that each character of a byte-level vocabulary stands for.
+
+    GPT-2's alphabet (Radford et al. 2019): the printable characters of Latin-1 stand for themselves,
+    the other bytes, in order, for the characters from U+0100 on.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in set(printable)]
+    return {chr(byte): byte for byte in printable} | {
+        chr(256 + number): byte for number, byte in enumerate(others)
+    }

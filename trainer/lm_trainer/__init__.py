@@ -1,0 +1,1 @@
+"""Corpora, tokenizer training, models, the training loop and its checkpoints (torch)."""

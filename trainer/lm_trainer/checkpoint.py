@@ -1,0 +1,91 @@
+"""Checkpoints: plain dictionaries of tensors, numbers and strings, written whole or not at all.
+
+Loading one executes nothing: ``torch.load(weights_only=True)``.
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lm_runtime.files import UnusableFileError, write_whole
+from lm_runtime.tokenizer import Tokenizer
+from lm_trainer.config import ModelConfig
+from lm_trainer.model import RecurrentLM
+
+FORMAT = "steplm checkpoint"
+FORMAT_VERSION = 1
+LAST = "last.pt"
+"""The newest state of a run, for resuming."""
+BEST = "best.pt"
+"""The state of the lowest validation loss."""
+
+
+def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write ``content`` (tensors, numbers, strings, and dictionaries and lists of them) to ``path``.
+
+    Raises:
+        OSError: the file could not be written; what was there before is untouched.
+    """
+    with write_whole(path) as file:
+        try:
+            torch.save({"format": FORMAT, "format_version": FORMAT_VERSION, **content}, file)
+        except RuntimeError as error:
+            # torch's writer hides the reason that the file object gave it.
+            reason = error.__cause__ or error.__context__
+            raise (
+                reason if isinstance(reason, OSError) else OSError(f"{path}: could not be written")
+            ) from None
+
+
+def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
+    """Read a checkpoint, or a run's folder's best one.
+
+    Raises:
+        UnusableFileError: there is none, it is damaged, of a newer format, or not of this project.
+    """
+    if path.is_dir():
+        path = path / BEST
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise UnusableFileError(path, "no such checkpoint; lm-train makes one") from None
+    except pickle.UnpicklingError:
+        raise UnusableFileError(
+            path, "refused: it holds more than tensors, numbers and strings, and loading it could run code"
+        ) from None
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+        raise UnusableFileError(
+            path, f"not a checkpoint, or damaged ({str(error).splitlines()[0][:80]})"
+        ) from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UnusableFileError(path, "not a checkpoint of steplm")
+    version = content.get("format_version")
+    if version != FORMAT_VERSION:
+        raise UnusableFileError(
+            path, f"checkpoint format {version}, where this version of steplm reads {FORMAT_VERSION}"
+        )
+    return content
+
+
+def restore_model(path: Path, content: dict[str, Any]) -> tuple[RecurrentLM, Tokenizer]:
+    """The model and the tokenizer of a checkpoint.
+
+    Raises:
+        UnusableFileError: the weights do not fit the configuration.
+    """
+    try:
+        config = ModelConfig(**content["model_config"])
+        model = RecurrentLM(config, torch.Generator())
+        model.load_state_dict(content["model"])
+        tokenizer = Tokenizer(content["tokenizer"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UnusableFileError(path, f"damaged: {str(error).splitlines()[0]}") from None
+    if tokenizer.vocab_size != config.vocab_size:
+        raise UnusableFileError(
+            path, f"damaged: {tokenizer.vocab_size} tokens, where the model has {config.vocab_size}"
+        )
+    return model, tokenizer

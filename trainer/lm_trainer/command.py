@@ -1,0 +1,265 @@
+"""``lm-train``: a model from a text."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lm_runtime.commands import Command, file_size, note
+from lm_trainer.config import PRESETS
+
+if TYPE_CHECKING:
+    from lm_trainer.training import Progress, Report, Trainer
+
+_EXAMPLES = """
+\b
+Examples:
+  lm-train                                  Python's documentation, into artifacts/run
+  lm-train my-text.txt --out my-run
+  lm-train my-folder --tokenizer word --hidden-size 512 --epochs 10 --out my-run
+  lm-train ptb --preset tutorial --out ptb-run
+  lm-train --out my-run --resume            go on where the run stopped
+
+\b
+Presets:
+""" + "\n".join(f"  {name:<10}{preset.description}" for name, preset in PRESETS.items())
+
+_NOT_FOR_RESUME = {
+    "out",
+    "resume",
+    "force",
+    "device",
+    "epochs",
+    "checkpoint_seconds",
+    "sample_tokens",
+    "corpus",
+}
+
+
+@click.command(cls=Command, name="lm-train", epilog=_EXAMPLES)
+@click.argument("corpus", default="pydocs")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("artifacts/run"),
+    show_default=True,
+    help="The run's folder.",
+)
+@click.option(
+    "--preset",
+    type=click.Choice(list(PRESETS)),
+    default="small",
+    show_default=True,
+    help="A recipe; the options below change it.",
+)
+@click.option(
+    "--resume", is_flag=True, help="Go on from the folder's last checkpoint; start where there is none."
+)
+@click.option("--force", is_flag=True, help="Replace the run that is in the folder.")
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where to train.",
+)
+@click.option("--tokenizer", type=str, help="word, char, bpe, or a tokenizer.json.")
+@click.option("--vocab-size", type=int, help="Most tokens in the vocabulary.")
+@click.option("--min-frequency", type=int, help="Leave out what comes less often.")
+@click.option("--embedding-dim", type=int, help="Width of the embedding.")
+@click.option("--hidden-size", type=int, help="Width of each layer.")
+@click.option("--layers", type=int, help="Number of layers.")
+@click.option(
+    "--tied/--no-tied", type=bool, default=None, help="Share the embedding's weights with the output layer."
+)
+@click.option("--epochs", type=int, help="Passes over the text.")
+@click.option("--batch-size", type=int, help="Columns read side by side.")
+@click.option("--seq-len", type=int, help="Steps of backpropagation.")
+@click.option("--dropout", type=float, help="Probability of dropping an activation between layers.")
+@click.option("--optimizer", type=click.Choice(["adam", "adamw", "sgd"]), help="How weights are updated.")
+@click.option("--lr", type=float, help="Learning rate.")
+@click.option("--weight-decay", type=float, help="L2 penalty, decoupled with adamw.")
+@click.option(
+    "--schedule", type=click.Choice(["constant", "cosine", "linear"]), help="How the learning rate falls."
+)
+@click.option("--warmup-steps", type=int, help="Steps over which the learning rate rises.")
+@click.option("--clip-norm", type=float, help="Largest norm of the whole gradient, 0 for none.")
+@click.option("--clip-value", type=float, help="Largest element of the gradient, 0 for none.")
+@click.option("--seed", type=int, help="The same seed gives the same run on the same machine.")
+@click.option(
+    "--checkpoint-seconds",
+    type=click.FloatRange(min=0),
+    default=60,
+    show_default=True,
+    help="Longest time between checkpoints.",
+)
+@click.option(
+    "--sample-tokens",
+    type=click.IntRange(min=0),
+    default=1000,
+    show_default=True,
+    help="Length of sample.txt.",
+)
+@click.version_option(package_name="steplm")
+@click.pass_context
+def main(
+    context: click.Context,
+    /,
+    corpus: str,
+    out: Path,
+    preset: str,
+    resume: bool,
+    force: bool,
+    device: str,
+    checkpoint_seconds: float,
+    sample_tokens: int,
+    **settings: Any,
+) -> None:
+    """Train a language model on CORPUS.
+
+    CORPUS is a folder with train.txt, valid.txt and perhaps test.txt; one text file; or a name: pydocs
+    (Python's manual and docstrings), ptb, wikitext-2, wikitext-103, tinyshakespeare, text8.
+
+    Ctrl-C ends the run with a checkpoint; --resume goes on from it, bit for bit.
+    """
+    from lm_trainer.checkpoint import BEST, LAST
+
+    if resume and force:
+        raise click.UsageError("give --resume or --force, not both")
+    given = {name: value for name, value in settings.items() if value is not None}
+    if "layers" in given:
+        given["num_layers"] = given.pop("layers")
+    recipe = PRESETS[preset].with_options(given)
+    _check_folder(out, resume=resume, force=force)
+
+    from lm_trainer import run
+    from lm_trainer.training import InterruptedRunError, TrainingError
+
+    place = run.pick_device(device)
+    trainer: Trainer
+    if resume and (out / LAST).exists():
+        _refuse_changes(context, set(given))
+        trainer = run.resume(out, given.get("epochs"), place, checkpoint_seconds, note)
+    else:
+        if resume:
+            note(f"no checkpoint in {out} yet: starting")
+        run.clear(out)
+        trainer = run.start(out, corpus, recipe, place, checkpoint_seconds, note)
+    complete = out / run.SUMMARY
+    if trainer.progress.epoch < trainer.config.epochs:
+        complete.unlink(missing_ok=True)
+        try:
+            with _Terminal(trainer) as report:
+                trainer.train(report)
+        except InterruptedRunError:
+            note(
+                f"stopped at step {trainer.progress.step:,} of {trainer.total_steps:,}; "
+                f"{out / LAST} is written, --resume goes on"
+            )
+            sys.exit(130)
+        except TrainingError as error:
+            raise click.ClickException(str(error)) from None
+    if complete.exists():
+        note(f"{out} is complete: nothing to do")
+        summary = json.loads(complete.read_text(encoding="utf-8"))
+    else:
+        summary = run.finish(out, place, sample_tokens)
+    _conclude(summary, out / BEST)
+
+
+def _check_folder(out: Path, *, resume: bool, force: bool) -> None:
+    """Nothing is overwritten that was not meant to be."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file; name a folder")
+    if out.exists() and any(out.iterdir()) and not (resume or force):
+        raise ValueError(
+            f"{out} holds something already: --resume goes on with its run, --force replaces it, "
+            "--out names another folder"
+        )
+
+
+def _refuse_changes(context: click.Context, given: set[str]) -> None:
+    """A resumed run has its own settings; only its length may change."""
+    changed = sorted(given - _NOT_FOR_RESUME)
+    if context.get_parameter_source("preset") == click.core.ParameterSource.COMMANDLINE:
+        changed.append("preset")
+    if changed:
+        names = ", ".join("--" + name.replace("_", "-").replace("num-", "") for name in changed)
+        raise click.UsageError(f"--resume goes on with the run's own settings; leave out {names}")
+
+
+class _Terminal:
+    """The progress bar; without a terminal, a line every half minute."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        from tqdm import tqdm
+
+        self._per_step = trainer.config.batch_size * trainer.config.seq_len
+        self._epochs = trainer.config.epochs
+        live = sys.stderr.isatty()
+        self._bar = tqdm(
+            total=trainer.total_steps * self._per_step,
+            initial=trainer.progress.step * self._per_step,
+            unit=" tokens",
+            unit_scale=True,
+            file=sys.stderr if live else _Lines(),
+            mininterval=0.2 if live else 30,
+            maxinterval=1 if live else 60,
+            dynamic_ncols=live,
+            ncols=None if live else 0,
+            smoothing=0.05,
+        )
+
+    def __enter__(self) -> Report:
+        from lm_trainer.training import Report
+
+        return Report(step=self._step, epoch=self._epoch)
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def _step(self, progress: Progress, loss: float) -> None:
+        from math import exp
+
+        self._bar.set_description(f"epoch {progress.epoch + 1}/{self._epochs}", refresh=False)
+        self._bar.set_postfix_str(f"loss {loss:.3f}, perplexity {exp(min(loss, 700)):.1f}", refresh=False)
+        self._bar.update(progress.step * self._per_step - self._bar.n)
+
+    def _epoch(self, record: dict[str, Any]) -> None:
+        self._bar.write(
+            f"epoch {record['epoch']}/{self._epochs}: train perplexity {record['train_perplexity']:.2f}, "
+            f"valid {record['valid_perplexity']:.2f}{' (best)' if record['best'] else ''}, "
+            f"{record['seconds']:.0f} s",
+            file=self._bar.fp,
+        )
+
+
+class _Lines:
+    """Takes what the progress bar writes over and over in one place, and writes it line by line."""
+
+    def write(self, text: str) -> None:
+        if line := text.strip("\r\n "):
+            note(line)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+def _conclude(summary: dict[str, Any], best: Path) -> None:
+    baselines = ", ".join(f"{name} {value:,.1f}" for name, value in summary["baselines"].items())
+    for split in ("valid", "test"):
+        if figures := summary.get(split):
+            note(
+                f"{split} perplexity {figures['perplexity']:.2f} a token "
+                f"({figures['perplexity_per_word']:.1f} a word, {figures['bits_per_byte']:.3f} bits a byte)"
+                + (f"; against {baselines}" if split == "valid" else "")
+            )
+    note(
+        f"trained {summary['parameters']:,} parameters in {summary['seconds']:.0f} s; "
+        f"best after epoch {summary['best_epoch']}: {best}, {file_size(best.stat().st_size)}"
+    )
+    click.echo(best)

@@ -1,0 +1,162 @@
+"""What a run is made of: its records, and the presets that name good values for them."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """How the corpus is cut into tokens."""
+
+    tokenizer: str = "bpe"
+    """word, char, bpe, or the path of a ``tokenizer.json``."""
+    vocab_size: int = 4096
+    """The most tokens in the vocabulary, ``<eos>`` and ``<unk>`` included."""
+    min_frequency: int = 1
+    """Words, characters or merges that come less often are left out."""
+
+    def __post_init__(self) -> None:
+        _at_least("vocab_size", self.vocab_size, 3)
+        _at_least("min_frequency", self.min_frequency, 1)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network: embedding, recurrent layers, output layer."""
+
+    vocab_size: int
+    """The number of tokens."""
+    embedding_dim: int = 320
+    """The width of the embedding."""
+    hidden_size: int = 320
+    """The width of each layer's state."""
+    num_layers: int = 1
+    """How many recurrent layers are stacked."""
+    tied: bool = True
+    """Whether the output layer shares the embedding's weights (Press and Wolf 2017)."""
+    model_type: str = "lstm"
+    """The family."""
+
+    def __post_init__(self) -> None:
+        if self.vocab_size < 3:
+            raise ValueError(
+                f"the vocabulary has {self.vocab_size} tokens; a language model needs at least 3"
+            )
+        _at_least("embedding_dim", self.embedding_dim, 1)
+        _at_least("hidden_size", self.hidden_size, 1)
+        _at_least("num_layers", self.num_layers, 1)
+        if self.tied and self.embedding_dim != self.hidden_size:
+            raise ValueError(
+                f"tied weights need embedding_dim equal to hidden_size, got {self.embedding_dim} and "
+                f"{self.hidden_size}; make them equal or give --no-tied"
+            )
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The recipe of the optimization."""
+
+    epochs: int = 5
+    """Passes over the training text."""
+    batch_size: int = 20
+    """Columns into which the text is cut; each is read from its beginning to its end."""
+    seq_len: int = 35
+    """Steps of truncated backpropagation; the state is carried on, detached."""
+    dropout: float = 0.0
+    """Probability that an activation between layers is dropped (Zaremba et al. 2014)."""
+    optimizer: str = "adam"
+    """adam, adamw or sgd."""
+    lr: float = 0.002
+    """Learning rate."""
+    weight_decay: float = 0.0
+    """L2 penalty; decoupled with adamw."""
+    schedule: str = "constant"
+    """constant, cosine or linear: how the learning rate falls over the run."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises from zero."""
+    clip_norm: float = 0.0
+    """Largest norm of the gradient of all weights together; 0 does not clip."""
+    clip_value: float = 0.0
+    """Largest absolute value of a gradient's element; 0 does not clip."""
+    seed: int = 0
+    """Of the weights and the dropout masks."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "seq_len"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("weight_decay", "warmup_steps", "clip_norm", "clip_value", "seed"):
+            _at_least(name, getattr(self, name), 0)
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
+        if not 0 < self.lr < float("inf"):
+            raise ValueError(f"lr must be above 0, got {self.lr}")
+
+
+def _at_least(name: str, value: float, low: float) -> None:
+    if not low <= value < float("inf"):
+        raise ValueError(f"{name} must be at least {low}, got {value}")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A recipe with a name."""
+
+    description: str
+    """What it is for, in a few words."""
+    tokenizer: TokenizerConfig
+    """The vocabulary."""
+    model: dict[str, Any]
+    """Values for :class:`ModelConfig`."""
+    training: TrainingConfig
+    """The optimization."""
+
+    def with_options(self, given: dict[str, Any]) -> Preset:
+        """The preset with the values ``given`` in place of its own, each by its field's name.
+
+        Raises:
+            ValueError: a value is out of its range.
+        """
+
+        def part(record: type) -> dict[str, Any]:
+            names = {field.name for field in dataclasses.fields(record)}
+            return {name: value for name, value in given.items() if name in names}
+
+        tokenizer = dataclasses.replace(self.tokenizer, **part(TokenizerConfig))
+        model = {**self.model, **part(ModelConfig), "vocab_size": tokenizer.vocab_size}
+        ModelConfig(**model)  # says now what would be wrong after the tokenizer's training
+        return dataclasses.replace(
+            self,
+            tokenizer=tokenizer,
+            model=model,
+            training=dataclasses.replace(self.training, **part(TrainingConfig)),
+        )
+
+
+PRESETS = {
+    "small": Preset(
+        "byte-level BPE, a small tied LSTM: readable text from 2 MB in three minutes on 2 cores",
+        TokenizerConfig("bpe", 4096),
+        {"embedding_dim": 320, "hidden_size": 320, "num_layers": 1, "tied": True},
+        TrainingConfig(
+            epochs=4,
+            batch_size=16,
+            seq_len=48,
+            dropout=0.2,
+            optimizer="adamw",
+            lr=0.006,
+            weight_decay=0.01,
+            schedule="cosine",
+            warmup_steps=50,
+            clip_norm=1.0,
+        ),
+    ),
+    "tutorial": Preset(
+        "PyTorch's RNN language-model tutorial: 134 valid perplexity on the Penn Treebank after epoch 2",
+        TokenizerConfig("word", 10_000),
+        {"embedding_dim": 128, "hidden_size": 1024, "num_layers": 1, "tied": False},
+        TrainingConfig(epochs=5, batch_size=20, seq_len=30, optimizer="adam", lr=0.002, clip_norm=0.5),
+    ),
+}

@@ -1,0 +1,202 @@
+"""A run: from a corpus to a trained model in a folder, or on from where it stopped.
+
+The folder holds ``last.pt``, ``best.pt``, ``tokenizer.json``, the token files, ``metrics.jsonl``,
+``loss.png``, ``sample.txt`` and, once the run is complete, ``summary.json``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lm_runtime.bundle import TOKENIZER
+from lm_runtime.files import UnusableFileError, write_text
+from lm_runtime.generation import generate
+from lm_runtime.sampling import SamplingParams
+from lm_runtime.tokenizer import Tokenizer
+from lm_trainer.baselines import unigram_perplexity
+from lm_trainer.checkpoint import BEST, LAST, load_checkpoint, restore_model
+from lm_trainer.config import ModelConfig, Preset, TrainingConfig
+from lm_trainer.corpus import encode_corpus, find_corpus, texts, token_path
+from lm_trainer.metrics import CURVE, METRICS, MetricsLog, draw_curve
+from lm_trainer.model import RecurrentLM, TorchStepModel, negative_log_likelihood, parameter_count
+from lm_trainer.token_file import Ids, TokenFile, split_figures
+from lm_trainer.training import Trainer
+from lm_trainer.vocabulary import make_tokenizer
+
+SAMPLE = "sample.txt"
+SUMMARY = "summary.json"
+_TOKENS = "tokens"
+_HELD_OUT_TOKENS = 16_384
+_FILES = (LAST, BEST, TOKENIZER, METRICS, CURVE, SAMPLE, SUMMARY)
+_FOLDERS = (_TOKENS,)
+
+Tell = Callable[[str], None]
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that ``auto``, ``cpu`` or ``cuda`` stands for here.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device cuda is not available: this torch sees no CUDA device; use cpu or auto")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def clear(run: Path) -> None:
+    """Remove what an earlier run left in the folder, and nothing else."""
+    for name in _FILES:
+        (run / name).unlink(missing_ok=True)
+    for name in _FOLDERS:
+        shutil.rmtree(run / name, ignore_errors=True)
+
+
+def start(
+    run: Path,
+    corpus_argument: str,
+    preset: Preset,
+    device: torch.device,
+    checkpoint_seconds: float,
+    tell: Tell,
+) -> Trainer:
+    """Set a new run up: corpus, vocabulary, token files, model.
+
+    Raises:
+        ValueError, UnusableFileError: the corpus or the settings cannot be used; one line says why.
+    """
+    corpus = find_corpus(corpus_argument)
+    tell(f"corpus {corpus.name}: {corpus.remark}")
+    for split in corpus.splits.values():  # before any long work
+        if not any(True for _ in split.pieces()):
+            raise UnusableFileError(split.path, "empty")
+    begun = time.perf_counter()
+    tokenizer = make_tokenizer(preset.tokenizer, texts(corpus.splits["train"].pieces()))
+    model_config = ModelConfig(**{**preset.model, "vocab_size": tokenizer.vocab_size})
+    run.mkdir(parents=True, exist_ok=True)
+    write_text(run / TOKENIZER, tokenizer.json_text)
+    files = encode_corpus(corpus, tokenizer, run / _TOKENS)
+    counts = ", ".join(f"{name} {file.tokens:,} tokens" for name, file in files.items())
+    unknown = f" ({files['valid'].unknown:,} unknown in valid)" if tokenizer.unk_id is not None else ""
+    tell(
+        f"vocabulary {tokenizer.vocab_size:,} ({tokenizer.kind}); {counts}{unknown}; "
+        f"{time.perf_counter() - begun:.1f} s"
+    )
+    valid = files["valid"].open(token_path(run / _TOKENS, "valid"), verify=False)
+    facts = {
+        "corpus": {"name": corpus.name, "splits": {name: file.to_dict() for name, file in files.items()}},
+        "tokenizer": tokenizer.json_text,
+        "held_out": torch.from_numpy(valid[:_HELD_OUT_TOKENS].astype("int64")),
+        "threads": torch.get_num_threads(),
+    }
+    model = RecurrentLM(model_config, torch.Generator().manual_seed(preset.training.seed)).to(device)
+    return _trainer(run, model, preset.training, tokenizer, facts, checkpoint_seconds, tell)
+
+
+def resume(
+    run: Path, epochs: int | None, device: torch.device, checkpoint_seconds: float, tell: Tell
+) -> Trainer:
+    """Take a run up at its last checkpoint.
+
+    Raises:
+        UnusableFileError: the checkpoint or a token file cannot be used.
+    """
+    path = run / LAST
+    content = load_checkpoint(path)
+    model, tokenizer = restore_model(path, content)
+    try:
+        config = TrainingConfig(**content["training_config"])
+        if epochs is not None:
+            config = dataclasses.replace(config, epochs=epochs)
+        facts = {name: content[name] for name in ("corpus", "tokenizer", "held_out", "threads")}
+        if facts["threads"] != torch.get_num_threads() and device.type == "cpu":
+            tell(
+                f"note: begun with {facts['threads']} threads and resumed with {torch.get_num_threads()}: "
+                "the last bits may differ"
+            )
+        trainer = _trainer(run, model.to(device), config, tokenizer, facts, checkpoint_seconds, tell)
+        trainer.resume(content)
+    except (KeyError, TypeError) as error:
+        raise UnusableFileError(path, f"damaged: {error}") from None
+    progress = trainer.progress
+    tell(f"resumed from {path}: step {progress.step:,} of {trainer.total_steps:,}")
+    return trainer
+
+
+def _trainer(
+    run: Path,
+    model: RecurrentLM,
+    config: TrainingConfig,
+    tokenizer: Tokenizer,
+    facts: dict[str, Any],
+    checkpoint_seconds: float,
+    tell: Tell,
+) -> Trainer:
+    tell(
+        f"{model.config.model_type} {model.config.embedding_dim} -> {model.config.num_layers} x "
+        f"{model.config.hidden_size}: {parameter_count(model):,} parameters, "
+        f"on {model.embedding.weight.device}"
+    )
+    return Trainer(
+        run,
+        model,
+        config,
+        train=_split(run, facts, "train"),
+        valid=_split(run, facts, "valid"),
+        eos_id=tokenizer.eos_id,
+        facts=facts,
+        metrics=MetricsLog(run / METRICS),
+        checkpoint_seconds=checkpoint_seconds,
+    )
+
+
+def _split(run: Path, facts: dict[str, Any], name: str) -> Ids:
+    return TokenFile(**facts["corpus"]["splits"][name]).open(token_path(run / _TOKENS, name))
+
+
+def finish(run: Path, device: torch.device, sample_tokens: int) -> dict[str, Any]:
+    """Draw the curve, sample a text from the best model, and sum the run up.
+
+    Returns:
+        the content of ``summary.json``, which is written last.
+    """
+    path = run / BEST
+    content = load_checkpoint(path)
+    model, tokenizer = restore_model(path, content)
+    model.to(device)
+    splits = content["corpus"]["splits"]
+    best, last = content["progress"], load_checkpoint(run / LAST)["progress"]
+    baselines = {
+        "uniform": float(tokenizer.vocab_size),
+        "unigram": unigram_perplexity(
+            _split(run, content, "train"), _split(run, content, "valid"), tokenizer.vocab_size
+        ),
+    }
+    summary = {
+        "corpus": content["corpus"]["name"],
+        "parameters": parameter_count(model),
+        "epochs": last["epoch"],
+        "best_epoch": best["best_epoch"],
+        "seconds": round(last["seconds"], 1),
+        "baselines": baselines,
+        "valid": split_figures(best["valid_loss"], splits["valid"]),
+    }
+    if "test" in splits and splits["test"]["tokens"]:
+        loss = negative_log_likelihood(model, _split(run, content, "test"), tokenizer.eos_id)
+        summary["test"] = split_figures(loss / splits["test"]["tokens"], splits["test"])
+    draw_curve(run, baselines)
+    params = SamplingParams(max_tokens=sample_tokens)
+    seed = content["training_config"]["seed"]
+    write_text(
+        run / SAMPLE, "".join(generate(TorchStepModel(model, tokenizer), "", params, seed=seed)) + "\n"
+    )
+    write_text(run / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    return summary

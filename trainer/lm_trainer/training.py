@@ -1,0 +1,341 @@
+"""The training loop: truncated backpropagation through time over contiguous columns.
+
+The text is cut into ``batch_size`` columns; each window of ``seq_len`` tokens is read from the state that
+the window before left, detached. Everything that the next step depends on is in the checkpoint, so that a
+run that was killed and resumed ends with the same weights, to the bit. Knows nothing about corpora.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lm_trainer.checkpoint import BEST, LAST, save_checkpoint
+from lm_trainer.config import TrainingConfig
+from lm_trainer.metrics import MetricsLog
+from lm_trainer.model import RecurrentLM, TorchState, negative_log_likelihood
+from lm_trainer.token_file import Ids
+
+LOG_STEPS = 50
+"""Steps between two records of the metrics."""
+
+
+class TrainingError(Exception):
+    """A run that cannot go on; the message says why and what was kept."""
+
+
+class InterruptedRunError(Exception):
+    """A run that was asked to stop and has written its checkpoint."""
+
+
+@dataclass
+class Progress:
+    """How far a run is."""
+
+    epoch: int = 0
+    """Epochs that are complete, validation included."""
+    window: int = 0
+    """Windows of the current epoch that were trained on."""
+    step: int = 0
+    """Steps of the optimizer in all."""
+    loss_sum: float = 0.0
+    """The windows' mean losses in the current epoch, summed up to the last record."""
+    pending: float = 0.0
+    """The same since the last record."""
+    seconds: float = 0.0
+    """Time spent training and validating."""
+    valid_loss: float = math.inf
+    """The validation loss of the last complete epoch, nats a token."""
+    best_valid_loss: float = math.inf
+    """The lowest validation loss, nats a token."""
+    best_epoch: int = 0
+    """The epoch that had it, counted from 1."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the person at the terminal is told while a run goes on."""
+
+    step: Callable[[Progress, float], None]
+    """Called at each record with the loss since the last one, nats a token."""
+    epoch: Callable[[dict[str, Any]], None]
+    """Called at the end of an epoch with its metrics."""
+
+
+def make_optimizer(model: RecurrentLM, config: TrainingConfig) -> torch.optim.Optimizer:
+    """The optimizer that ``config`` names."""
+    parameters = list(model.parameters())
+    match config.optimizer:
+        case "adam":
+            return torch.optim.Adam(parameters, config.lr, weight_decay=config.weight_decay, fused=True)
+        case "adamw":
+            return torch.optim.AdamW(parameters, config.lr, weight_decay=config.weight_decay, fused=True)
+        case "sgd":
+            return torch.optim.SGD(parameters, config.lr, weight_decay=config.weight_decay, fused=True)
+    raise ValueError(f"optimizer must be adam, adamw or sgd, got {config.optimizer}")
+
+
+def learning_rate(config: TrainingConfig, step: int, total: int) -> float:
+    """The learning rate of step ``step`` (from 0) of ``total``."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
+    match config.schedule:
+        case "constant":
+            return config.lr
+        case "linear":
+            return config.lr * (1 - done)
+        case "cosine":
+            return config.lr * 0.5 * (1 + math.cos(math.pi * done))
+    raise ValueError(f"schedule must be constant, cosine or linear, got {config.schedule}")
+
+
+class Trainer:
+    """One run: a model on its way from the first step to the last.
+
+    Args:
+        run: the run's folder.
+        model: on its device.
+        config: the recipe.
+        train: token ids of the training text.
+        valid: token ids of the validation text.
+        eos_id: what the validation text's first token is predicted from.
+        facts: what each checkpoint holds beside the state of the training.
+        metrics: where the records go.
+        checkpoint_seconds: the longest time between two checkpoints; 0 writes one at each step.
+
+    Raises:
+        ValueError: the text is too short for the columns.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        model: RecurrentLM,
+        config: TrainingConfig,
+        *,
+        train: Ids,
+        valid: Ids,
+        eos_id: int,
+        facts: dict[str, Any],
+        metrics: MetricsLog,
+        checkpoint_seconds: float,
+    ) -> None:
+        self.progress = Progress()
+        self.model = model
+        self.config = config
+        self._run = run
+        self._train = train
+        self._valid = valid
+        self._eos_id = eos_id
+        self._facts = facts
+        self._metrics = metrics
+        self._checkpoint_seconds = checkpoint_seconds
+        self._device = model.embedding.weight.device
+        self._column = train.size // config.batch_size
+        if self._column <= config.seq_len:
+            raise ValueError(
+                f"the training text is too short: {train.size:,} tokens in {config.batch_size} columns are "
+                f"{self._column} steps each, and a window takes {config.seq_len + 1}; "
+                "give more text, or a smaller --batch-size or --seq-len"
+            )
+        self.windows = (self._column - 1) // config.seq_len
+        """Windows in an epoch."""
+        self.total_steps = self.windows * config.epochs
+        """Steps in the whole run."""
+        self._optimizer = make_optimizer(model, config)
+        self._generator = torch.Generator(self._device).manual_seed(config.seed + 1)
+        self._state = model.zero_state(config.batch_size)
+        self._pending = torch.zeros((), dtype=torch.float64, device=self._device)
+        self._stop = False
+        self._may_break_off = False
+
+    def resume(self, content: dict[str, Any]) -> None:
+        """Take up the state of a checkpoint; the model has its weights already."""
+        self.progress = Progress(**content["progress"])
+        self._optimizer.load_state_dict(content["optimizer"])
+        self._generator.set_state(content["generator"].cpu())
+        self._state = tuple(tensor.to(self._device) for tensor in content["hidden"])
+        self._pending += self.progress.pending
+        self._metrics.truncate(content["metrics_bytes"])
+
+    def train(self, report: Report) -> None:
+        """Train to the end.
+
+        Raises:
+            TrainingError: the loss is no longer a number.
+            InterruptedRunError: a signal asked to stop; the checkpoint is written.
+            OSError: a file could not be written.
+        """
+        with self._stoppable():
+            while self.progress.epoch < self.config.epochs:
+                self._epoch(report)
+
+    def _epoch(self, report: Report) -> None:
+        progress = self.progress
+        started = saved = time.perf_counter()
+        base_seconds = progress.seconds
+        while progress.window < self.windows:
+            self._step()
+            progress.seconds = base_seconds + time.perf_counter() - started
+            if progress.step % LOG_STEPS == 0:
+                self._record(report)
+            if self._stop or time.perf_counter() - saved >= self._checkpoint_seconds:
+                self._save(LAST)
+                saved = time.perf_counter()
+            if self._stop:
+                raise InterruptedRunError
+        self._save(LAST)  # what was trained is kept, should the validation be broken off
+        valid_loss = self._validate()
+        progress.seconds = base_seconds + time.perf_counter() - started
+        train_loss = (progress.loss_sum + float(self._pending)) / self.windows
+        self._pending.zero_()
+        progress.epoch += 1
+        progress.window = 0
+        progress.loss_sum = 0.0
+        self._state = self.model.zero_state(self.config.batch_size)
+        progress.valid_loss = valid_loss
+        best = valid_loss < progress.best_valid_loss
+        if best:
+            progress.best_valid_loss, progress.best_epoch = valid_loss, progress.epoch
+        record = {
+            "event": "epoch",
+            "epoch": progress.epoch,
+            "step": progress.step,
+            "train_loss": train_loss,
+            "train_perplexity": _perplexity(train_loss),
+            "valid_loss": valid_loss,
+            "valid_perplexity": _perplexity(valid_loss),
+            "best": best,
+            "seconds": round(progress.seconds, 3),
+        }
+        self._metrics.append(record)
+        if best:
+            self._save(BEST)
+        self._save(LAST)
+        report.epoch(record)
+
+    def _step(self) -> None:
+        """One window: forward, backward, update."""
+        config, progress = self.config, self.progress
+        token, target = self._window(progress.window)
+        state: TorchState = tuple(tensor.detach() for tensor in self._state)
+        logits, self._state = self.model(token, state, dropout=config.dropout, generator=self._generator)
+        loss = F.cross_entropy(logits.flatten(0, 1), target.flatten())
+        self._optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        if config.clip_value:
+            torch.nn.utils.clip_grad_value_(self.model.parameters(), config.clip_value)
+        if config.clip_norm:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate(config, progress.step, self.total_steps)
+        self._optimizer.step()
+        self._pending += loss.detach()
+        progress.window += 1
+        progress.step += 1
+
+    def _window(self, window: int) -> tuple[Tensor, Tensor]:
+        """Input and target ids ``(batch, time)``; the target is the input's next token."""
+        start = window * self.config.seq_len
+        rows = [
+            self._train[column * self._column + start :][: self.config.seq_len + 1]
+            for column in range(self.config.batch_size)
+        ]
+        ids = torch.from_numpy(np.stack(rows).astype(np.int64)).to(self._device)
+        return ids[:, :-1], ids[:, 1:]
+
+    def _record(self, report: Report) -> None:
+        progress = self.progress
+        # The first record of an epoch, or the first after a resume, may stand for fewer steps.
+        steps = min(LOG_STEPS, progress.window)
+        loss = float(self._pending) / steps
+        self._check_finite(loss)
+        progress.loss_sum += float(self._pending)
+        self._pending.zero_()
+        self._metrics.append(
+            {
+                "event": "step",
+                "step": progress.step,
+                "epoch": progress.epoch + 1,
+                "loss": loss,
+                "lr": learning_rate(self.config, progress.step - 1, self.total_steps),
+                "tokens": progress.step * self.config.batch_size * self.config.seq_len,
+                "seconds": round(progress.seconds, 3),
+            }
+        )
+        report.step(progress, loss)
+
+    def _check_finite(self, loss: float) -> None:
+        if math.isfinite(loss):
+            return
+        kept = self._run / LAST
+        raise TrainingError(
+            f"the loss became {loss} in epoch {self.progress.epoch + 1}, by step {self.progress.step}; "
+            "try a lower --lr or --clip-norm. "
+            + (f"The last good state is {kept}" if kept.exists() else "Nothing was saved")
+        )
+
+    def _validate(self) -> float:
+        self._may_break_off = True
+        try:
+            if self._stop:
+                raise InterruptedRunError
+            loss = negative_log_likelihood(self.model, self._valid, self._eos_id) / self._valid.size
+        except KeyboardInterrupt:
+            raise InterruptedRunError from None
+        finally:
+            self._may_break_off = False
+        self._check_finite(loss)
+        return loss
+
+    def _save(self, name: str) -> None:
+        """Write a checkpoint, unless the weights are no longer numbers."""
+        pending = float(self._pending)
+        healthy = torch.stack([parameter.isfinite().all() for parameter in self.model.parameters()]).all()
+        self._check_finite(pending if bool(healthy) else math.nan)
+        self.progress.pending = pending
+        content = {
+            **self._facts,
+            "training_config": dataclasses.asdict(self.config),
+            "model_config": dataclasses.asdict(self.model.config),
+            "model": self.model.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "generator": self._generator.get_state(),
+            "hidden": [tensor.detach() for tensor in self._state],
+            "progress": dataclasses.asdict(self.progress),
+            "metrics_bytes": self._metrics.size,
+        }
+        save_checkpoint(self._run / name, content)
+
+    @contextmanager
+    def _stoppable(self) -> Iterator[None]:
+        """Within, SIGINT and SIGTERM end the run after the step in hand, with a checkpoint."""
+
+        def ask_to_stop(signum: int, frame: object) -> None:
+            self._stop = True
+            if self._may_break_off:
+                raise KeyboardInterrupt
+
+        before = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _perplexity(loss: float) -> float:
+    return math.exp(min(loss, 700.0))

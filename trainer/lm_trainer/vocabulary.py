@@ -1,0 +1,96 @@
+"""Training a tokenizer on a corpus, by the ``tokenizers`` library."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer as Engine
+
+from lm_runtime.tokenizer import EOS, UNK, Tokenizer
+from lm_trainer.config import TokenizerConfig
+
+_BYTES = 256
+
+
+def make_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
+    """Train a tokenizer on ``texts``, or read the one that ``config`` names.
+
+    Args:
+        config: the kind and the limits.
+        texts: lines or parts of lines, without line breaks.
+
+    Raises:
+        ValueError: the kind or its limits are not possible, or the texts hold no word at all.
+        UnusableFileError: ``config`` names a file that is no usable tokenizer.
+    """
+    match config.tokenizer:
+        case "word":
+            engine = _closed_vocabulary(pre_tokenizers.WhitespaceSplit(), config, texts)
+        case "char":
+            engine = _closed_vocabulary(pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated"), config, texts)
+            engine.decoder = decoders.Fuse()
+        case "bpe":
+            engine = _byte_level_bpe(config, texts)
+        case path if path.endswith(".json"):
+            return Tokenizer.from_file(Path(path))
+        case other:
+            raise ValueError(f"tokenizer must be word, char, bpe or a tokenizer.json, got {other}")
+    # For other readers of the file: they find the end of a line as this project writes it.
+    engine.post_processor = processors.TemplateProcessing(
+        single=f"$A {EOS}", special_tokens=[(EOS, engine.token_to_id(EOS))]
+    )
+    return Tokenizer(engine.to_str())
+
+
+def _closed_vocabulary(
+    pre_tokenizer: pre_tokenizers.PreTokenizer, config: TokenizerConfig, texts: Iterable[str]
+) -> Engine:
+    """``<eos>``, ``<unk>``, then what ``pre_tokenizer`` cuts, the most frequent first."""
+    counter = Engine(models.WordLevel(unk_token=UNK))
+    counter.pre_tokenizer = pre_tokenizer
+    # The library's trainer leaves holes in the ids where a text spells a special token's name,
+    # as the Penn Treebank does with <unk>. So it counts without them, and they are set in front.
+    counter.train_from_iterator(
+        texts,
+        trainers.WordLevelTrainer(
+            vocab_size=config.vocab_size, min_frequency=config.min_frequency, show_progress=False
+        ),
+    )
+    counted = counter.get_vocab()
+    words = [word for word in sorted(counted, key=counted.__getitem__) if word not in (EOS, UNK)]
+    if not words:
+        raise ValueError(
+            f"the training text has no {'word' if config.tokenizer == 'word' else 'character'} that comes "
+            f"{config.min_frequency} times: the vocabulary would be empty"
+        )
+    vocabulary = {token: id_ for id_, token in enumerate([EOS, UNK, *words][: config.vocab_size])}
+    engine = Engine(models.WordLevel(vocabulary, unk_token=UNK))
+    engine.pre_tokenizer = pre_tokenizer
+    engine.add_special_tokens([_special(EOS), _special(UNK)])
+    return engine
+
+
+def _byte_level_bpe(config: TokenizerConfig, texts: Iterable[str]) -> Engine:
+    """Every text can be spelled: the 256 bytes are tokens, and there is no ``<unk>``."""
+    if config.vocab_size <= _BYTES:
+        raise ValueError(f"vocab_size must be at least {_BYTES + 1} with bpe, got {config.vocab_size}")
+    engine = Engine(models.BPE())
+    engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    engine.decoder = decoders.ByteLevel()
+    engine.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=config.vocab_size,
+            min_frequency=config.min_frequency,
+            special_tokens=[_special(EOS)],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    return engine
+
+
+def _special(name: str) -> AddedToken:
+    return AddedToken(name, special=True, normalized=False)
