@@ -1,0 +1,63 @@
+"""What several claims need: commands run as a user runs them, and one small model trained and exported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = ROOT / "data" / "tiny"
+FIXTURE = ROOT / "tests" / "fixtures" / "tiny_bundle"
+
+# A model that trains in a second and still has everything: two layers, untied, unknown words.
+SMALL = (
+    "--tokenizer word --vocab-size 180 --embedding-dim 24 --hidden-size 32 --layers 2 --no-tied "
+    "--batch-size 4 --seq-len 10 --sample-tokens 20 --lr 0.01"
+).split()
+
+
+def run_command(name: str, *arguments: object, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run one of the project's commands as a process of its own and check its exit status."""
+    command = [str(Path(sys.executable).parent / name), *map(str, arguments)]
+    result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, encoding="utf-8", check=False)
+    assert result.returncode == code, f"{name} exited with {result.returncode}:\n{result.stderr[-3000:]}"
+    return result
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on data/tiny."""
+    folder = tmp_path_factory.mktemp("small")
+    run_command("lm-train", TINY, "--out", "run", "--epochs", 3, *SMALL, cwd=folder)
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def small_bundle(small_run: Path) -> Path:
+    """Its bundle, with int8."""
+    run_command("lm-export", small_run, "--out", "bundle", "--quantize", "int8", cwd=small_run.parent)
+    return small_run.parent / "bundle"
+
+
+Invoke = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def invoke(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Invoke:
+    """Run a command within this process, in an empty folder: exit status, standard output and error."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(command: click.Command, *arguments: object) -> tuple[int, str, str]:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            command.main([str(argument) for argument in arguments], prog_name=command.name)
+        out, err = capfd.readouterr()
+        assert isinstance(exit_.value.code, int)
+        return exit_.value.code, out, err
+
+    return call

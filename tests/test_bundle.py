@@ -1,0 +1,118 @@
+"""A bundle is checked before it is trusted, and what is wrong with it is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import FIXTURE
+
+import lm_runtime
+from lm_runtime.bundle import CONFIG, TOKENIZER, TOKENS
+from lm_runtime.files import UnusableFileError
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(FIXTURE, tmp_path / "bundle"))
+
+
+def edit(path: Path, **changes: object) -> None:
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps({**data, **changes}))
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def rehash(bundle: Path) -> None:
+    """Make the hashes fit again, as someone would who edits a bundle by hand."""
+    import hashlib
+
+    files = json.loads((bundle / CONFIG).read_text())["files"]
+    edit(
+        bundle / CONFIG,
+        files={name: hashlib.sha256((bundle / name).read_bytes()).hexdigest() for name in files},
+    )
+
+
+def swap(bundle: Path) -> None:
+    (bundle / "onnx/model.onnx").rename(bundle / "x")
+    (bundle / "onnx/model_quantized.onnx").rename(bundle / "onnx/model.onnx")
+    (bundle / "x").rename(bundle / "onnx/model_quantized.onnx")
+
+
+def other_tokenizer(bundle: Path) -> None:
+    text = (bundle / TOKENIZER).read_text()
+    (bundle / TOKENIZER).write_text(text.replace('"keeper"', '"beeper"'))
+    rehash(bundle)
+
+
+def other_shape(bundle: Path) -> None:
+    states = json.loads((bundle / CONFIG).read_text())["states"]
+    states[0]["shape"][2] += 1
+    edit(bundle / CONFIG, states=states)
+
+
+DAMAGE: list[tuple[Callable[[Path], object], str]] = [
+    (lambda b: shutil.rmtree(b), "no such bundle"),
+    (lambda b: (b / CONFIG).unlink(), "not a bundle: no config.json in it"),
+    (lambda b: (b / CONFIG).write_text("{"), "not JSON"),
+    (lambda b: (b / CONFIG).write_text("[]"), "not a JSON object"),
+    (lambda b: (b / CONFIG).write_text("{}"), "bundle format None"),
+    (lambda b: edit(b / CONFIG, format_version=99), "bundle format 99, where this version"),
+    (lambda b: edit(b / CONFIG, states=3), "not a bundle's configuration"),
+    (lambda b: edit(b / CONFIG, surprise=1), "not a bundle's configuration"),
+    (lambda b: edit(b / CONFIG, vocab_size="200"), "vocab_size is '200', not a number"),
+    (lambda b: edit(b / CONFIG, hidden_size=25), "does not fit config.json: hidden_size is 24, not 25"),
+    (other_shape, "h is tensor.float. .2, None, 24., where config.json says"),
+    (lambda b: (b / "onnx/model.onnx").unlink(), "the bundle's file is missing"),
+    (lambda b: flip(b / "onnx/model.onnx"), "changed since the export"),
+    (lambda b: flip(b / TOKENIZER), "changed since the export"),
+    (lambda b: (b / TOKENS).write_text(""), "changed since the export"),
+    (swap, "changed since the export"),
+    (other_tokenizer, "does not fit the model: vocabulary_sha256"),
+    (lambda b: ((b / "onnx/model.onnx").write_bytes(b"junk"), rehash(b)), "onnxruntime cannot load it"),
+    (
+        lambda b: (edit(b / "generation_config.json", top_p=7), rehash(b)),
+        "not usable as sampling parameters .top_p must be above 0 and at most 1, got 7",
+    ),
+]
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGE)
+def test_damage_is_named(bundle: Path, damage: Callable[[Path], object], message: str) -> None:
+    damage(bundle)
+    with pytest.raises(UnusableFileError, match=message) as error:
+        lm_runtime.load(bundle)
+    assert "\n" not in str(error.value)
+
+
+def test_the_fixture_is_whole(bundle: Path) -> None:
+    assert lm_runtime.load(bundle).config.vocab_size == 200
+
+
+def test_a_card_that_was_edited_and_a_graph_that_is_not_used_do_not_matter(bundle: Path) -> None:
+    (bundle / "README.md").write_text("mine")
+    (bundle / "onnx/model_quantized.onnx").unlink()
+    lm_runtime.load(bundle)
+
+
+def test_a_precision_that_is_not_there_is_refused_with_the_way_to_get_it(bundle: Path) -> None:
+    files = json.loads((bundle / CONFIG).read_text())["files"]
+    del files["onnx/model_quantized.onnx"]
+    edit(bundle / CONFIG, files=files)
+    with pytest.raises(ValueError, match="has no int8 graph; export it with --quantize int8"):
+        lm_runtime.load(bundle, precision="int8")
+
+
+def test_tokens_txt_lists_token_and_id(bundle: Path) -> None:
+    lines = (bundle / TOKENS).read_text().splitlines()
+    assert lines[:2] == ["<eos> 0", "<unk> 1"]
+    assert len(lines) == 200

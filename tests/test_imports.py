@@ -1,0 +1,83 @@
+"""Who may import whom: lm_export -> lm_trainer -> lm_runtime, and torch only where it is needed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import FIXTURE, ROOT
+
+_BLOCK = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {blocked!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Blocked())
+"""
+
+
+def python(code: str, blocked: tuple[str, ...] = (), cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", _BLOCK.format(blocked=blocked) + code],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+TRAINING = ("torch", "onnx", "onnxscript", "lm_trainer", "lm_export", "matplotlib", "pooch", "tqdm")
+
+
+def test_the_runtime_generates_and_scores_without_torch_and_the_trainer() -> None:
+    code = f"""
+import lm_runtime
+from pathlib import Path
+model = lm_runtime.load({str(FIXTURE)!r})
+assert "".join(lm_runtime.generate(model, "the", seed=1))
+assert lm_runtime.score_file(model, Path("data/tiny/valid.txt")).tokens == 132
+import lm_runtime.commands.generate, lm_runtime.commands.score
+"""
+    result = python(code, TRAINING)
+    assert result.returncode == 0, result.stderr
+
+
+def test_every_module_of_the_runtime_imports_without_torch() -> None:
+    modules = [
+        ".".join(path.relative_to(ROOT / "runtime").with_suffix("").parts)
+        for path in (ROOT / "runtime").rglob("*.py")
+    ]
+    assert len(modules) > 8
+    result = python("\n".join(f"import {module}" for module in modules), TRAINING)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_trainer_does_not_know_the_exporter() -> None:
+    modules = [f"lm_trainer.{path.stem}" for path in (ROOT / "trainer" / "lm_trainer").glob("*.py")]
+    result = python("\n".join(f"import {module}" for module in modules), ("lm_export", "onnx", "onnxscript"))
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["lm_trainer.command", "lm_export.command", "lm_runtime.commands.generate", "lm_runtime.commands.score"],
+)
+def test_help_waits_for_nothing_heavy(module: str) -> None:
+    heavy = ("torch", "onnx", "onnxruntime", "numpy", "tokenizers", "matplotlib", "pooch", "tqdm")
+    result = python(f"import {module}; {module}.main(['--help'])", heavy)
+    assert result.returncode == 0, result.stderr
+    assert "Examples:" in result.stdout
+
+
+@pytest.mark.parametrize(("module", "name"), [("lm_trainer", "lm-train"), ("lm_export", "lm-export")])
+def test_a_missing_extra_is_named_in_one_line(tmp_path: Path, module: str, name: str) -> None:
+    result = python(f"import {module}.command as c; c.main([])", ("torch",), cwd=tmp_path)
+    assert result.returncode == 1
+    expected = f"{name}: torch is not installed; install the training extra: pip install 'steplm[train]'\n"
+    assert result.stderr == expected
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,140 @@
+"""Each filter does exactly what it says, on distributions small enough to check by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from lm_runtime.sampling import (
+    SamplingParams,
+    choose,
+    draw,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    penalize_repetition,
+)
+
+LOGITS = st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=400).map(
+    lambda values: np.array(values, dtype=np.float32)
+)
+
+
+def logits(*probabilities: float) -> NDArray[np.float32]:
+    with np.errstate(divide="ignore"):
+        return np.log(np.array(probabilities, dtype=np.float32))
+
+
+def probabilities(values: NDArray[np.float32]) -> list[float]:
+    weights = np.exp(values - values.max())
+    return [round(float(weight), 5) for weight in weights / weights.sum()]
+
+
+@pytest.mark.parametrize(
+    ("p", "expected"),
+    [(0.3, [1, 0, 0, 0]), (0.9, [1, 0, 0, 0]), (0.95, [0.9, 0, 0, 0.1]), (1.0, [0.9, 0, 0, 0.1])],
+)
+def test_top_p_keeps_the_fewest_that_reach_p(p: float, expected: list[float]) -> None:
+    assert probabilities(keep_top_p(logits(0.9, 0, 0, 0.1), p - 1e-6)) == expected
+
+
+def test_top_p_breaks_ties_by_id() -> None:
+    assert probabilities(keep_top_p(logits(0.25, 0.25, 0.25, 0.25), 0.4)) == [0.5, 0.5, 0, 0]
+
+
+def test_top_k_keeps_k() -> None:
+    assert probabilities(keep_top_k(logits(0.1, 0.4, 0.2, 0.3), 2)) == pytest.approx([0, 4 / 7, 0, 3 / 7], abs=1e-5)
+    assert probabilities(keep_top_k(logits(0.1, 0.9), 5)) == [0.1, 0.9]
+
+
+def test_min_p_is_relative_to_the_best() -> None:
+    assert probabilities(keep_min_p(logits(0.5, 0.3, 0.15, 0.05), 0.2)) == pytest.approx(
+        [0.52632, 0.31579, 0.15789, 0], abs=1e-4
+    )
+
+
+def test_repetition_penalty_divides_above_zero_and_multiplies_below() -> None:
+    values = np.array([2.0, -2.0, 1.0, -1.0], dtype=np.float32)
+    assert penalize_repetition(values, [0, 1, 1], 2.0).tolist() == [1.0, -4.0, 1.0, -1.0]
+    assert values.tolist() == [2.0, -2.0, 1.0, -1.0]
+
+
+@given(LOGITS, st.floats(0.01, 1.0, exclude_max=True))
+def test_top_p_is_the_definition_by_full_sort(values: NDArray[np.float32], p: float) -> None:
+    order = np.argsort(-values, kind="stable")
+    weights = np.exp(values - values.max()).astype(np.float64)
+    before = np.concatenate([[0.0], np.cumsum(weights[order])[:-1]])
+    kept = keep_top_p(values, p) > -np.inf
+    needed = p * weights.sum()
+    slack = 1e-5 * weights.sum()  # of float32 sums, where a token is on the border
+    for position, token in enumerate(order):
+        if before[position] < needed - slack:
+            assert kept[token]
+        elif before[position] > needed + slack:
+            assert not kept[token]
+
+
+@given(LOGITS, st.floats(0, 1, exclude_max=True))
+def test_a_draw_inverts_the_cumulative_distribution(values: NDArray[np.float32], uniform: float) -> None:
+    token = draw(values, uniform)
+    cumulative = np.cumsum(np.exp(values - values.max()), dtype=np.float64) / np.exp(
+        values - values.max()
+    ).sum(dtype=np.float64)
+    assert cumulative[token] >= uniform - 1e-6
+    assert token == 0 or cumulative[token - 1] <= uniform + 1e-6
+
+
+def test_a_draw_has_the_frequencies_of_the_distribution() -> None:
+    generator = np.random.default_rng(0)
+    params = SamplingParams()
+    counts = np.bincount(
+        [choose(logits(0.5, 0.2, 0.3), params, generator) for _ in range(20_000)], minlength=3
+    )
+    # Four standard deviations of the most uncertain count.
+    assert np.abs(counts - [10_000, 4_000, 6_000]).max() < 4 * math.sqrt(20_000 * 0.25)
+
+
+def test_what_is_ruled_out_is_never_drawn() -> None:
+    generator = np.random.default_rng(0)
+    chosen = {choose(logits(0.6, 0.3, 0.1), SamplingParams(), generator, banned=0) for _ in range(200)}
+    assert chosen == {1, 2}
+
+
+@given(LOGITS)
+def test_greedy_and_a_tiny_temperature_take_the_best(values: NDArray[np.float32]) -> None:
+    generator = np.random.default_rng(0)
+    assert choose(values, SamplingParams(temperature=0), generator) == values.argmax()
+    cold = choose(values, SamplingParams(temperature=1e-30), generator)
+    assert values[cold] >= values.max() - 1e-4
+
+
+def test_temperature_flattens() -> None:
+    values = logits(0.8, 0.2)
+    generator = np.random.default_rng(0)
+    hot = np.mean([choose(values, SamplingParams(temperature=2), generator) for _ in range(4000)])
+    assert hot == pytest.approx(1 / 3, abs=0.03)  # sqrt(0.2) / (sqrt(0.8) + sqrt(0.2))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "bound"),
+    [
+        ("temperature", -1, "at least 0"),
+        ("temperature", math.nan, "at least 0"),
+        ("temperature", math.inf, "at least 0"),
+        ("top_k", -1, "at least 0"),
+        ("top_p", 0, "above 0 and at most 1"),
+        ("top_p", 1.1, "above 0 and at most 1"),
+        ("min_p", -0.1, "at least 0 and at most 1"),
+        ("repetition_penalty", 0, "above 0"),
+        ("max_tokens", -1, "at least 0"),
+        ("stop", ("",), "must not be empty"),
+    ],
+)
+def test_values_out_of_range_are_refused_with_the_bound(field: str, value: object, bound: str) -> None:
+    with pytest.raises(ValueError, match=bound):
+        SamplingParams(**{field: value})  # type: ignore[arg-type]
