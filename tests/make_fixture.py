@@ -14,9 +14,9 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+
 from conftest import FIXTURE, ROOT, TINY
 from fixture_cases import GREEDY_TOKENS, PROMPT, SAMPLED, SCORED_TEXT
-
 from lm_runtime.files import read_pieces, write_text
 from lm_runtime.generation import generate_samples
 from lm_runtime.model import initial_state

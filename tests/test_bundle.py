@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import FIXTURE
 
 import lm_runtime
+from conftest import FIXTURE
 from lm_runtime.bundle import CONFIG, TOKENIZER, TOKENS
 from lm_runtime.files import UnusableFileError
 

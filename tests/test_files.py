@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ def test_a_long_line_is_cut_only_where_no_word_suffers(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "_LONGEST_PIECE", longest)
         pieces = [piece for piece, _ in read_pieces(path)]
-    for left, right in zip(pieces, pieces[1:], strict=False):
+    for left, right in itertools.pairwise(pieces):
         forced = len(left) == longest
         assert forced or (right[0] == " " and not left[-1].isspace() and not right[1].isspace())
 

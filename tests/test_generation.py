@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from conftest import FIXTURE
 from hypothesis import given
 from hypothesis import strategies as st
 
 import lm_runtime
+from conftest import FIXTURE
 from lm_runtime.generation import StopScanner, generate_samples
 from lm_runtime.model import OnnxModel
 from lm_runtime.sampling import SamplingParams
@@ -66,7 +66,9 @@ def test_a_stop_string_across_tokens_ends_the_text_before_it(model: OnnxModel) -
 
 
 @given(st.text("ab", max_size=30), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3), st.randoms())
-def test_the_scanner_shows_what_comes_before_the_first_stop(text: str, stops: list[str], random: object) -> None:
+def test_the_scanner_shows_what_comes_before_the_first_stop(
+    text: str, stops: list[str], random: object
+) -> None:
     scanner = StopScanner(tuple(stops))
     shown = ""
     for character in text:

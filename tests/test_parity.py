@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import FIXTURE, ROOT
-from fixture_cases import GREEDY_TOKENS, PROMPT, SAMPLED, SCORED_TEXT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import lm_runtime
+from conftest import FIXTURE, ROOT
+from fixture_cases import GREEDY_TOKENS, PROMPT, SAMPLED, SCORED_TEXT
 from lm_runtime.files import read_pieces
 from lm_runtime.generation import generate_samples
 from lm_runtime.model import OnnxModel, initial_state, read

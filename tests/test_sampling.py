@@ -48,7 +48,9 @@ def test_top_p_breaks_ties_by_id() -> None:
 
 
 def test_top_k_keeps_k() -> None:
-    assert probabilities(keep_top_k(logits(0.1, 0.4, 0.2, 0.3), 2)) == pytest.approx([0, 4 / 7, 0, 3 / 7], abs=1e-5)
+    assert probabilities(keep_top_k(logits(0.1, 0.4, 0.2, 0.3), 2)) == pytest.approx(
+        [0, 4 / 7, 0, 3 / 7], abs=1e-5
+    )
     assert probabilities(keep_top_k(logits(0.1, 0.9), 5)) == [0.1, 0.9]
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tokenizers
-from conftest import ROOT, TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 
+from conftest import ROOT, TINY
 from lm_runtime.files import read_pieces
 from lm_runtime.tokenizer import EOS, UNK, Tokenizer
 from lm_trainer.config import TokenizerConfig
@@ -66,8 +66,8 @@ def test_a_file_is_encoded_as_its_lines_are(
     text = "".join(line + "\n" for line in lines).replace("\r", "")
     path.write_text(text, encoding="utf-8", newline="")
     tokenizer = trained(kind, SAMPLE)
-    ids = [part.tolist() for part in tokenizer.encode_pieces(read_pieces(path))]
-    assert sum(ids, []) == tokenizer.encode(text.removeprefix("\ufeff"))
+    ids = [token for part in tokenizer.encode_pieces(read_pieces(path)) for token in part.tolist()]
+    assert ids == tokenizer.encode(text.removeprefix("\ufeff"))
 
 
 def test_crlf_and_a_missing_last_line_break_change_nothing(tmp_path: Path) -> None:
@@ -161,9 +161,7 @@ def word_corpora() -> list[tuple[Path, int, int, int]]:
 
 @pytest.mark.parametrize(("folder", "types", "train", "valid"), word_corpora())
 def test_word_mode_counts_types_and_tokens(folder: Path, types: int, train: int, valid: int) -> None:
-    tokenizer = make_tokenizer(
-        TokenizerConfig("word", 10_000), texts(read_pieces(folder / "train.txt"))
-    )
+    tokenizer = make_tokenizer(TokenizerConfig("word", 10_000), texts(read_pieces(folder / "train.txt")))
     counts = [
         sum(ids.size for ids in tokenizer.encode_pieces(read_pieces(folder / f"{split}.txt")))
         for split in ("train", "valid")

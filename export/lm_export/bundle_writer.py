@@ -31,6 +31,7 @@ from lm_runtime.bundle import (
     Precision,
     recurrent_states,
 )
+from lm_runtime.files import holds_something
 from lm_runtime.model import OnnxModel
 from lm_runtime.tokenizer import Tokenizer
 from lm_trainer.checkpoint import load_checkpoint, restore_model
@@ -203,10 +204,8 @@ def check_out(out: Path, *, replace: bool) -> None:
     Raises:
         ValueError: with what to do.
     """
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if not holds_something(out):
         return
-    if not out.is_dir():
-        raise ValueError(f"--out {out} is a file; name a folder")
     if not replace:
         raise ValueError(
             f"{out} holds something already: --force replaces a bundle, --out names another folder"

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from lm_runtime.bundle import MODELS
-from lm_runtime.commands import Command, file_size, note
+from lm_runtime.commands import Command, file_size, imports, note
 
 _EXAMPLES = """
 \b
@@ -37,10 +37,9 @@ def main(checkpoint: Path, out: Path, opset: int, quantize: str | None, force: b
 
     The graph is compared with the torch model on held-out text; where they differ, no bundle is written.
     """
-    import torch  # noqa: F401 - said first, should it be missing
-
-    from lm_export.bundle_writer import check_out, export_bundle
-    from lm_export.graph import ExportError, check_opset
+    with imports():
+        from lm_export.bundle_writer import check_out, export_bundle
+        from lm_export.graph import ExportError, check_opset
 
     check_opset(opset)
     check_out(out, replace=force)

@@ -51,13 +51,25 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode("utf-8"))
 
 
+def holds_something(folder: Path) -> bool:
+    """Whether a folder that is to be written is there already, and not empty.
+
+    Raises:
+        ValueError: a file stands in its place or in that of a folder above it.
+    """
+    nearest = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+    if nearest.is_file():
+        raise ValueError(f"{folder} cannot be a folder: {nearest} is a file")
+    return nearest == folder and any(folder.iterdir())
+
+
 def read_text_file(path: Path) -> str:
     """The whole of a small UTF-8 file, line ends as in :func:`read_pieces`.
 
     Raises:
         UnusableFileError: as :func:`read_pieces`.
     """
-    return "".join(text + "\n" * ends for text, ends in read_pieces(path)) if path.stat().st_size else ""
+    return "".join(text + "\n" * ends for text, ends in read_pieces(path))
 
 
 def read_pieces(path: Path, start: int = 0, end: int | None = None) -> Iterator[tuple[str, bool]]:

@@ -6,6 +6,7 @@ Loading one executes nothing: ``torch.load(weights_only=True)``.
 from __future__ import annotations
 
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,8 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str,
     """
     if path.is_dir():
         path = path / BEST
+    if path.exists() and not zipfile.is_zipfile(path):
+        raise UnusableFileError(path, "not a checkpoint, or damaged")
     try:
         content = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
-from lm_runtime.commands import Command, file_size, note
+from lm_runtime.commands import Command, file_size, imports, note
+from lm_runtime.files import holds_something
 from lm_trainer.config import PRESETS
 
 if TYPE_CHECKING:
@@ -27,17 +29,6 @@ Examples:
 \b
 Presets:
 """ + "\n".join(f"  {name:<10}{preset.description}" for name, preset in PRESETS.items())
-
-_NOT_FOR_RESUME = {
-    "out",
-    "resume",
-    "force",
-    "device",
-    "epochs",
-    "checkpoint_seconds",
-    "sample_tokens",
-    "corpus",
-}
 
 
 @click.command(cls=Command, name="lm-train", epilog=_EXAMPLES)
@@ -105,10 +96,7 @@ _NOT_FOR_RESUME = {
     help="Length of sample.txt.",
 )
 @click.version_option(package_name="steplm")
-@click.pass_context
 def main(
-    context: click.Context,
-    /,
     corpus: str,
     out: Path,
     preset: str,
@@ -126,8 +114,6 @@ def main(
 
     Ctrl-C ends the run with a checkpoint; --resume goes on from it, bit for bit.
     """
-    from lm_trainer.checkpoint import BEST, LAST
-
     if resume and force:
         raise click.UsageError("give --resume or --force, not both")
     given = {name: value for name, value in settings.items() if value is not None}
@@ -135,15 +121,17 @@ def main(
         given["num_layers"] = given.pop("layers")
     recipe = PRESETS[preset].with_options(given)
     _check_folder(out, resume=resume, force=force)
-
-    from lm_trainer import run
-    from lm_trainer.training import InterruptedRunError, TrainingError
+    with imports():
+        from lm_trainer import run
+        from lm_trainer.checkpoint import BEST, LAST
+        from lm_trainer.training import InterruptedRunError, TrainingError
 
     place = run.pick_device(device)
     trainer: Trainer
     if resume and (out / LAST).exists():
-        _refuse_changes(context, set(given))
-        trainer = run.resume(out, given.get("epochs"), place, checkpoint_seconds, note)
+        if click.get_current_context().get_parameter_source("preset") == ParameterSource.COMMANDLINE:
+            given = recipe.settings
+        trainer = run.resume(out, given, place, checkpoint_seconds, note)
     else:
         if resume:
             note(f"no checkpoint in {out} yet: starting")
@@ -173,23 +161,11 @@ def main(
 
 def _check_folder(out: Path, *, resume: bool, force: bool) -> None:
     """Nothing is overwritten that was not meant to be."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out} is a file; name a folder")
-    if out.exists() and any(out.iterdir()) and not (resume or force):
+    if holds_something(out) and not (resume or force):
         raise ValueError(
             f"{out} holds something already: --resume goes on with its run, --force replaces it, "
             "--out names another folder"
         )
-
-
-def _refuse_changes(context: click.Context, given: set[str]) -> None:
-    """A resumed run has its own settings; only its length may change."""
-    changed = sorted(given - _NOT_FOR_RESUME)
-    if context.get_parameter_source("preset") == click.core.ParameterSource.COMMANDLINE:
-        changed.append("preset")
-    if changed:
-        names = ", ".join("--" + name.replace("_", "-").replace("num-", "") for name in changed)
-        raise click.UsageError(f"--resume goes on with the run's own settings; leave out {names}")
 
 
 class _Terminal:

@@ -113,6 +113,11 @@ class Preset:
     training: TrainingConfig
     """The optimization."""
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Every value by its field's name."""
+        return {**dataclasses.asdict(self.tokenizer), **self.model, **dataclasses.asdict(self.training)}
+
     def with_options(self, given: dict[str, Any]) -> Preset:
         """The preset with the values ``given`` in place of its own, each by its field's name.
 

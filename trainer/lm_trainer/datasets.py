@@ -80,14 +80,12 @@ def fetch(name: str, data: Path) -> Path:
         UnusableFileError: it is not there and cannot be fetched; the message says what to put where.
     """
     folder = data / name
-    for download in DATASETS[name]:
-        # A test text is not needed to train, so a folder without one is used as it is.
-        wanted = [result for result in download.results if result != "test.txt"]
-        if not wanted and any((folder / result).exists() for result in ("train.txt", "valid.txt")):
-            continue
-        if not all((folder / result).exists() for result in wanted):
-            _download(name, download, folder)
     results = [result for download in DATASETS[name] for result in download.results]
+    # A test text is not needed to train, so a folder without one is used as it is.
+    if not all((folder / result).exists() for result in results if result != "test.txt"):
+        for download in DATASETS[name]:
+            if not all((folder / result).exists() for result in download.results):
+                _download(name, download, folder)
     return folder if len(results) > 1 else folder / results[0]
 
 

@@ -35,6 +35,7 @@ SAMPLE = "sample.txt"
 SUMMARY = "summary.json"
 _TOKENS = "tokens"
 _HELD_OUT_TOKENS = 16_384
+_FACTS = ("corpus", "tokenizer", "tokenizer_config", "held_out", "threads")
 _FILES = (LAST, BEST, TOKENIZER, METRICS, CURVE, SAMPLE, SUMMARY)
 _FOLDERS = (_TOKENS,)
 
@@ -94,6 +95,7 @@ def start(
     facts = {
         "corpus": {"name": corpus.name, "splits": {name: file.to_dict() for name, file in files.items()}},
         "tokenizer": tokenizer.json_text,
+        "tokenizer_config": dataclasses.asdict(preset.tokenizer),
         "held_out": torch.from_numpy(valid[:_HELD_OUT_TOKENS].astype("int64")),
         "threads": torch.get_num_threads(),
     }
@@ -102,21 +104,35 @@ def start(
 
 
 def resume(
-    run: Path, epochs: int | None, device: torch.device, checkpoint_seconds: float, tell: Tell
+    run: Path, given: dict[str, Any], device: torch.device, checkpoint_seconds: float, tell: Tell
 ) -> Trainer:
     """Take a run up at its last checkpoint.
 
+    Args:
+        run: its folder.
+        given: settings by their field's name, as for a new run. Only ``epochs`` may differ from the run's.
+        device: where to go on.
+        checkpoint_seconds: as for :class:`lm_trainer.training.Trainer`.
+        tell: takes lines for the person at the terminal.
+
     Raises:
         UnusableFileError: the checkpoint or a token file cannot be used.
+        ValueError: a setting differs from the run's own.
     """
     path = run / LAST
     content = load_checkpoint(path)
     model, tokenizer = restore_model(path, content)
     try:
-        config = TrainingConfig(**content["training_config"])
-        if epochs is not None:
-            config = dataclasses.replace(config, epochs=epochs)
-        facts = {name: content[name] for name in ("corpus", "tokenizer", "held_out", "threads")}
+        own = {**content["tokenizer_config"], **content["training_config"], **content["model_config"]}
+        own["vocab_size"] = content["tokenizer_config"]["vocab_size"]  # what was asked for
+        for name, value in given.items():
+            if name != "epochs" and own[name] != value:
+                raise ValueError(
+                    f"--resume goes on with the run's own settings: {name} is {own[name]}, not {value}"
+                )
+        epochs = given.get("epochs", own["epochs"])
+        config = TrainingConfig(**{**content["training_config"], "epochs": epochs})
+        facts = {name: content[name] for name in _FACTS}
         if facts["threads"] != torch.get_num_threads() and device.type == "cpu":
             tell(
                 f"note: begun with {facts['threads']} threads and resumed with {torch.get_num_threads()}: "

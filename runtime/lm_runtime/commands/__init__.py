@@ -7,7 +7,11 @@ call, 1 for a run that failed, 130 for an interruption.
 from __future__ import annotations
 
 import errno
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import click
@@ -51,6 +55,23 @@ class Command(click.Command):
     def _fail(self, message: str, status: int) -> NoReturn:
         click.echo(f"{self.name}: {' '.join(message.split())}", err=True)
         sys.exit(status)
+
+
+@contextmanager
+def imports() -> Iterator[None]:
+    """Around a command's own imports: Ctrl-C ends the process there and then.
+
+    Nothing has been done yet that could be left half done, and an interruption that is raised within
+    the import of an extension module comes out as anything but one.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _see_help(error: click.UsageError) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import secrets
 import sys
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lm_runtime.commands import Command, note
+from lm_runtime.commands import Command, imports, note
 from lm_runtime.files import read_text_file
 
 if TYPE_CHECKING:
@@ -81,10 +82,9 @@ def main(
 
     The text goes to standard output, notes to standard error. No torch is needed.
     """
-    import dataclasses
-
-    from lm_runtime.generation import generate_samples
-    from lm_runtime.model import OnnxModel
+    with imports():
+        from lm_runtime.generation import generate_samples
+        from lm_runtime.model import OnnxModel
 
     if prompt is not None and prompt_file is not None:
         raise click.UsageError("give --prompt or --prompt-file, not both")

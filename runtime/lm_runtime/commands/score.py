@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lm_runtime.commands import Command, note
+from lm_runtime.commands import Command, imports, note
 
 if TYPE_CHECKING:
     from lm_runtime.scoring import Score
@@ -58,8 +58,11 @@ def main(
     Every line's end counts as the token <eos>; the state is carried through the whole file, from a zero
     state that has read one <eos>. No torch is needed.
     """
-    from lm_runtime.model import OnnxModel
-    from lm_runtime.scoring import score_file
+    if as_json and per_token:
+        raise click.UsageError("give --json or --tokens, not both")
+    with imports():
+        from lm_runtime.model import OnnxModel
+        from lm_runtime.scoring import score_file
 
     model = OnnxModel(bundle, precision=precision, provider=provider, threads=threads)
     names = [json.dumps(token, ensure_ascii=False) for token in model.tokenizer.tokens] if per_token else []

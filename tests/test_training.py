@@ -1,0 +1,316 @@
+"""The loop trains what the recipe says, repeats to the bit, and goes on from where it was killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from conftest import SMALL, TINY, run_command
+from lm_trainer.checkpoint import load_checkpoint
+from lm_trainer.config import PRESETS, ModelConfig, TrainingConfig
+from lm_trainer.metrics import MetricsLog
+from lm_trainer.model import RecurrentLM, negative_log_likelihood
+from lm_trainer.training import Report, Trainer, TrainingError, learning_rate
+
+SILENT = Report(step=lambda progress, loss: None, epoch=lambda record: None)
+IDS = np.random.default_rng(0).integers(0, 50, 900).astype(np.uint16)
+
+
+def make_trainer(folder: Path, ids: Any = IDS, checkpoint_seconds: float = 1e9, **settings: Any) -> Trainer:
+    model_settings = {"embedding_dim": 8, "hidden_size": 16, "num_layers": 1, "tied": False}
+    model = RecurrentLM(ModelConfig(50, **model_settings), torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    config = TrainingConfig(**{"epochs": 1, "batch_size": 4, "seq_len": 7, **settings})
+    return Trainer(
+        folder,
+        model,
+        config,
+        train=ids,
+        valid=ids[:100],
+        eos_id=0,
+        facts={},
+        metrics=MetricsLog(folder / "metrics.jsonl"),
+        checkpoint_seconds=checkpoint_seconds,
+    )
+
+
+def test_the_tutorial_preset_is_the_tutorial() -> None:
+    preset = PRESETS["tutorial"]
+    assert preset.model == {"embedding_dim": 128, "hidden_size": 1024, "num_layers": 1, "tied": False}
+    assert preset.tokenizer.tokenizer == "word"
+    assert preset.training == TrainingConfig(
+        epochs=5, batch_size=20, seq_len=30, dropout=0.0, optimizer="adam", lr=0.002, clip_norm=0.5
+    )
+
+
+@pytest.mark.parametrize("clip", [{"clip_norm": 0.5}, {"clip_value": 0.01}])
+def test_the_loop_is_the_tutorial_s_loop(tmp_path: Path, clip: dict[str, float]) -> None:
+    """The tutorial's recipe written out with torch's parts ends with the same weights."""
+    trainer = make_trainer(tmp_path, lr=0.002, **clip)
+    embed, lstm, linear = nn.Embedding(50, 8), nn.LSTM(8, 16, 1, batch_first=True), nn.Linear(16, 50)
+    parts = zip(
+        (embed, lstm, linear),
+        (trainer.model.embedding, trainer.model.layers[0], trainer.model.head),
+        strict=True,
+    )
+    for part, ours in parts:
+        part.load_state_dict(ours.state_dict())
+    parameters = [*embed.parameters(), *lstm.parameters(), *linear.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=0.002)
+    columns = torch.from_numpy(IDS.astype(np.int64))[: len(IDS) // 4 * 4].view(4, -1)
+    states = (torch.zeros(1, 4, 16), torch.zeros(1, 4, 16))
+    for i in range(0, columns.size(1) - 7, 7):
+        states = (states[0].detach(), states[1].detach())
+        outputs, states = lstm(embed(columns[:, i : i + 7]), states)
+        loss = nn.functional.cross_entropy(
+            linear(outputs).reshape(-1, 50), columns[:, i + 1 : i + 8].reshape(-1)
+        )
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        if "clip_norm" in clip:
+            nn.utils.clip_grad_norm_(parameters, 0.5)
+        else:
+            nn.utils.clip_grad_value_(parameters, 0.01)
+        optimizer.step()
+    trainer.train(SILENT)
+    assert trainer.progress.step == trainer.total_steps == 32
+    for expected, found in zip(parameters, trainer.model.parameters(), strict=True):
+        assert float((expected - found).detach().abs().max()) < 1e-5
+
+
+def test_dropout_masks_act_and_are_scaled() -> None:
+    model = RecurrentLM(ModelConfig(50, 8, 16, 1, False), torch.Generator().manual_seed(0))
+    token, state = torch.zeros((1, 5), dtype=torch.int64), model.zero_state(1)
+    plain = model(token, state)[0]
+    dropped = [
+        model(token, state, dropout=0.5, generator=torch.Generator().manual_seed(s))[0] for s in (0, 0, 1)
+    ]
+    assert torch.equal(dropped[0], dropped[1])
+    assert not torch.equal(dropped[0], dropped[2])
+    assert not torch.equal(dropped[0], plain)
+
+
+def test_validation_carries_the_state_whatever_the_window() -> None:
+    model = RecurrentLM(ModelConfig(50, 8, 16, 2, False), torch.Generator().manual_seed(0))
+    losses = [negative_log_likelihood(model, IDS, 0, window) for window in (900, 64, 1)]
+    assert max(losses) / min(losses) - 1 < 1e-6  # of float32 losses, summed in double
+    state, total, previous = model.zero_state(1), 0.0, 0
+    for target in IDS.tolist()[:40]:
+        with torch.no_grad():
+            logits, state = model(torch.tensor([[previous]]), state)
+        total -= float(torch.log_softmax(logits[0, 0], -1)[target])
+        previous = target
+    assert abs(total - negative_log_likelihood(model, IDS[:40], 0)) < 1e-3
+
+
+def test_schedules() -> None:
+    def rates(**settings: Any) -> list[float]:
+        return [round(learning_rate(TrainingConfig(lr=1.0, **settings), step, 4), 3) for step in range(4)]
+
+    assert rates() == [1, 1, 1, 1]
+    assert rates(schedule="linear") == [1, 0.75, 0.5, 0.25]
+    assert rates(schedule="cosine") == [1, 0.854, 0.5, 0.146]
+    assert rates(warmup_steps=2) == [0.5, 1, 1, 1]
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_every_optimizer_learns(tmp_path: Path, optimizer: str) -> None:
+    ids = np.tile(np.arange(10, dtype=np.uint16), 90)
+    lr = 1.0 if optimizer == "sgd" else 0.02
+    trainer = make_trainer(tmp_path, ids, optimizer=optimizer, lr=lr, epochs=2, weight_decay=1e-5)
+    trainer.train(SILENT)
+    assert trainer.progress.best_valid_loss < 1.0 < np.log(10)
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_good_state(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, lr=1e38, optimizer="sgd", epochs=9, checkpoint_seconds=0)
+    with pytest.raises(TrainingError, match=r"the loss became (nan|inf) in epoch 1, by step"):
+        trainer.train(SILENT)
+    last = tmp_path / "last.pt"
+    if last.exists():
+        weights = load_checkpoint(last)["model"].values()
+        assert all(bool(tensor.isfinite().all()) for tensor in weights)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two checkpoints agree to the bit, but for the time they took."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(
+            same(a[key], b[key]) for key in a if key not in ("seconds", "metrics_bytes")
+        )
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b)
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
+
+
+LONG = [
+    TINY,
+    *SMALL,
+    "--epochs",
+    "12",
+    "--dropout",
+    "0.3",
+    "--schedule",
+    "cosine",
+    "--checkpoint-seconds",
+    "0",
+]
+
+
+def start(folder: Path, *more: str) -> subprocess.Popen[str]:
+    command = [str(Path(sys.executable).parent / "lm-train"), *map(str, LONG), "--out", "run", *more]
+    return subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def changed(path: Path, before: int) -> Callable[[], bool]:
+    return lambda: path.exists() and path.stat().st_mtime_ns != before
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    run_command("lm-train", *LONG, "--out", "run", cwd=folder)
+    return folder / "run"
+
+
+def test_a_run_killed_at_random_moments_ends_with_the_same_bits(uninterrupted: Path, tmp_path: Path) -> None:
+    seed = random.randrange(1 << 30)
+    print("kill -9 moments from seed", seed)
+    moments = random.Random(seed)
+    last = tmp_path / "run" / "last.pt"
+    kills, steps = 0, []
+    for _ in range(4):
+        process = start(tmp_path, "--resume")
+        wait_for(changed(last, last.stat().st_mtime_ns if last.exists() else 0), process)
+        time.sleep(moments.uniform(0, 0.4))
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+        assert process.stderr is not None
+        process.stderr.close()
+        steps.append(load_checkpoint(last)["progress"]["step"])
+    run_command("lm-train", *LONG, "--out", "run", "--resume", cwd=tmp_path)
+    assert kills >= 3, f"the run was over too early: killed at steps {steps}"
+    for name in ("last.pt", "best.pt"):
+        assert same(load_checkpoint(uninterrupted / name), load_checkpoint(tmp_path / "run" / name)), steps
+    assert records(uninterrupted) == records(tmp_path / "run"), steps
+    assert (tmp_path / "run/sample.txt").read_text() == (uninterrupted / "sample.txt").read_text()
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(
+    uninterrupted: Path, tmp_path: Path
+) -> None:
+    for name, seed in (("a", 0), ("b", 1)):
+        run_command("lm-train", *LONG, "--epochs", 12, "--out", name, "--seed", seed, cwd=tmp_path)
+    first, again, other = (
+        load_checkpoint(run / "last.pt") for run in (uninterrupted, tmp_path / "a", tmp_path / "b")
+    )
+    assert same(first, again)
+    assert not same(first["model"], other["model"])
+
+
+def test_ctrl_c_ends_with_a_checkpoint_and_resume_goes_on(uninterrupted: Path, tmp_path: Path) -> None:
+    process = start(tmp_path, "--checkpoint-seconds", "1000")
+    wait_for((tmp_path / "run" / "metrics.jsonl").exists, process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume goes on" in err.splitlines()[-1]
+    assert "Traceback" not in err
+    run_command("lm-train", *LONG, "--out", "run", "--resume", cwd=tmp_path)
+    assert same(load_checkpoint(uninterrupted / "last.pt"), load_checkpoint(tmp_path / "run/last.pt"))
+
+
+@pytest.mark.parametrize("delay", [0.2, 0.5, 0.9, 1.4])
+def test_ctrl_c_at_any_moment_leaves_nothing_half_written(tmp_path: Path, delay: float) -> None:
+    process = start(tmp_path)
+    time.sleep(delay)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode in (130, -signal.SIGINT), err
+    assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".partial")]
+    assert "Traceback" not in err
+
+
+def test_a_finished_run_has_everything(uninterrupted: Path) -> None:
+    names = {path.name for path in uninterrupted.iterdir()}
+    assert names == {
+        "best.pt",
+        "last.pt",
+        "loss.png",
+        "metrics.jsonl",
+        "sample.txt",
+        "summary.json",
+        "tokenizer.json",
+        "tokens",
+    }
+    assert (uninterrupted / "loss.png").read_bytes().startswith(b"\x89PNG")
+    summary = json.loads((uninterrupted / "summary.json").read_text())
+    assert summary["baselines"]["uniform"] == 180
+    assert 1 < summary["valid"]["perplexity"] < summary["baselines"]["unigram"] < 180
+    epochs = [record for record in records(uninterrupted) if record["event"] == "epoch"]
+    assert [record["epoch"] for record in epochs] == list(range(1, 13))
+    assert min(record["valid_perplexity"] for record in epochs) == pytest.approx(
+        summary["valid"]["perplexity"]
+    )
+
+
+def test_resuming_a_finished_run_does_nothing_and_more_epochs_go_on(tmp_path: Path) -> None:
+    short = [*LONG[:-6], "--epochs", "2"]
+    run_command("lm-train", *short, "--out", "run", cwd=tmp_path)
+    before = (tmp_path / "run/last.pt").stat().st_mtime_ns
+    result = run_command("lm-train", "--out", "run", "--resume", cwd=tmp_path)
+    assert "complete: nothing to do" in result.stderr
+    assert (tmp_path / "run/last.pt").stat().st_mtime_ns == before
+    run_command("lm-train", "--out", "run", "--resume", "--epochs", 3, "--sample-tokens", 5, cwd=tmp_path)
+    assert load_checkpoint(tmp_path / "run/last.pt")["progress"]["epoch"] == 3
+
+
+def test_a_disk_that_is_full_leaves_the_checkpoint_before(uninterrupted: Path, tmp_path: Path) -> None:
+    """A limit on the size of files fails a write as a full disk does."""
+    run = tmp_path / "run"
+    run_command("lm-train", *LONG[:-6], "--epochs", 1, "--out", run, "--sample-tokens", 0, cwd=tmp_path)
+    before = (run / "last.pt").read_bytes()
+    limit = len(before) // 2
+    code = (
+        "import resource, sys; "
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); "
+        "from lm_trainer.command import main; main(sys.argv[1:])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, "--out", str(run), "--resume", "--epochs", "2"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+    )
+    assert result.returncode == 1
+    assert "File too large" in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
+    assert (run / "last.pt").read_bytes() == before
+    assert not list(run.glob(".*"))
