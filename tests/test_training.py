@@ -25,7 +25,7 @@ from lm_trainer.metrics import MetricsLog
 from lm_trainer.model import RecurrentLM, negative_log_likelihood
 from lm_trainer.training import Report, Trainer, TrainingError, learning_rate
 
-SILENT = Report(step=lambda progress, loss: None, epoch=lambda record: None)
+SILENT = Report(step=lambda progress: None, record=lambda progress, loss: None, epoch=lambda record: None)
 IDS = np.random.default_rng(0).integers(0, 50, 900).astype(np.uint16)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -193,17 +194,18 @@ class _Terminal:
     def __enter__(self) -> Report:
         from lm_trainer.training import Report
 
-        return Report(step=self._step, epoch=self._epoch)
+        return Report(step=self._step, record=self._record, epoch=self._epoch)
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
 
-    def _step(self, progress: Progress, loss: float) -> None:
-        from math import exp
-
-        self._bar.set_description(f"epoch {progress.epoch + 1}/{self._epochs}", refresh=False)
-        self._bar.set_postfix_str(f"loss {loss:.3f}, perplexity {exp(min(loss, 700)):.1f}", refresh=False)
+    def _step(self, progress: Progress) -> None:
         self._bar.update(progress.step * self._per_step - self._bar.n)
+
+    def _record(self, progress: Progress, loss: float) -> None:
+        self._bar.set_description_str(f"epoch {progress.epoch + 1}/{self._epochs}", refresh=False)
+        perplexity = math.exp(min(loss, 700.0))
+        self._bar.set_postfix_str(f"loss {loss:.3f}, perplexity {perplexity:.1f}", refresh=False)
 
     def _epoch(self, record: dict[str, Any]) -> None:
         self._bar.write(

@@ -29,7 +29,7 @@ from lm_trainer.model import RecurrentLM, TorchState, negative_log_likelihood
 from lm_trainer.token_file import Ids
 
 LOG_STEPS = 50
-"""Steps between two records of the metrics."""
+"""Steps between two records of the metrics, in an epoch that has so many."""
 
 
 class TrainingError(Exception):
@@ -68,7 +68,9 @@ class Progress:
 class Report:
     """What the person at the terminal is told while a run goes on."""
 
-    step: Callable[[Progress, float], None]
+    step: Callable[[Progress], None]
+    """Called at each step."""
+    record: Callable[[Progress, float], None]
     """Called at each record with the loss since the last one, nats a token."""
     epoch: Callable[[dict[str, Any]], None]
     """Called at the end of an epoch with its metrics."""
@@ -155,6 +157,7 @@ class Trainer:
         """Windows in an epoch."""
         self.total_steps = self.windows * config.epochs
         """Steps in the whole run."""
+        self._log_windows = min(LOG_STEPS, self.windows)
         self._optimizer = make_optimizer(model, config)
         self._generator = torch.Generator(self._device).manual_seed(config.seed + 1)
         self._state = model.zero_state(config.batch_size)
@@ -190,7 +193,8 @@ class Trainer:
         while progress.window < self.windows:
             self._step()
             progress.seconds = base_seconds + time.perf_counter() - started
-            if progress.step % LOG_STEPS == 0:
+            report.step(progress)
+            if progress.window % self._log_windows == 0:
                 self._record(report)
             if self._stop or time.perf_counter() - saved >= self._checkpoint_seconds:
                 self._save(LAST)
@@ -259,9 +263,7 @@ class Trainer:
 
     def _record(self, report: Report) -> None:
         progress = self.progress
-        # The first record of an epoch, or the first after a resume, may stand for fewer steps.
-        steps = min(LOG_STEPS, progress.window)
-        loss = float(self._pending) / steps
+        loss = float(self._pending) / self._log_windows
         self._check_finite(loss)
         progress.loss_sum += float(self._pending)
         self._pending.zero_()
@@ -276,7 +278,7 @@ class Trainer:
                 "seconds": round(progress.seconds, 3),
             }
         )
-        report.step(progress, loss)
+        report.record(progress, loss)
 
     def _check_finite(self, loss: float) -> None:
         if math.isfinite(loss):
