@@ -13,7 +13,7 @@ class TokenizerConfig:
 
     tokenizer: str = "bpe"
     """word, char, bpe, or the path of a ``tokenizer.json``."""
-    vocab_size: int = 4096
+    vocab_size: int = 2048
     """The most tokens in the vocabulary, ``<eos>`` and ``<unk>`` included."""
     min_frequency: int = 1
     """Words, characters or merges that come less often are left out."""
@@ -29,9 +29,9 @@ class ModelConfig:
 
     vocab_size: int
     """The number of tokens."""
-    embedding_dim: int = 320
+    embedding_dim: int = 256
     """The width of the embedding."""
-    hidden_size: int = 320
+    hidden_size: int = 256
     """The width of each layer's state."""
     num_layers: int = 1
     """How many recurrent layers are stacked."""
@@ -143,13 +143,13 @@ class Preset:
 PRESETS = {
     "small": Preset(
         "byte-level BPE, a small tied LSTM: readable text from 2 MB in three minutes on 2 cores",
-        TokenizerConfig("bpe", 4096),
-        {"embedding_dim": 320, "hidden_size": 320, "num_layers": 1, "tied": True},
+        TokenizerConfig("bpe", 2048),
+        {"embedding_dim": 256, "hidden_size": 256, "num_layers": 1, "tied": True},
         TrainingConfig(
             epochs=4,
             batch_size=16,
             seq_len=48,
-            dropout=0.2,
+            dropout=0.1,
             optimizer="adamw",
             lr=0.006,
             weight_decay=0.01,
