@@ -25,6 +25,8 @@ demo: $(TRAIN_READY) $(RUNTIME_READY)
 	$(call step,export,.venv/bin/lm-export --opset 17 --quantize int8 --force,artifacts/bundle/onnx/*.onnx)
 	@! .venv-runtime/bin/python -c 'import torch' 2> /dev/null && echo 'generating where torch is not installed:'
 	$(call step,generate,.venv-runtime/bin/lm-generate --seed 1,.venv-runtime)
+	@.venv/bin/python -c "import json; s = json.load(open('artifacts/run/summary.json')); \
+	  print('valid perplexity {:.1f}; uniform {uniform:.1f}, unigram {unigram:.1f}'.format(s['valid']['perplexity'], **s['baselines']))"
 	@cat artifacts/demo.txt
 
 test: $(DEV_READY) $(RUNTIME_READY) lint

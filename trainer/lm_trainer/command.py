@@ -187,6 +187,7 @@ class _Terminal:
             mininterval=0.2 if live else 30,
             maxinterval=1 if live else 60,
             dynamic_ncols=live,
+            leave=live,
             ncols=None if live else 0,
             smoothing=0.05,
         )
