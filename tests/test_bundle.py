@@ -60,6 +60,11 @@ def other_shape(bundle: Path) -> None:
     edit(bundle / CONFIG, states=states)
 
 
+def change_state(bundle: Path, **changes: object) -> None:
+    states = json.loads((bundle / CONFIG).read_text())["states"]
+    edit(bundle / CONFIG, states=[{**states[0], **changes}, *states[1:]])
+
+
 DAMAGE: list[tuple[Callable[[Path], object], str]] = [
     (lambda b: shutil.rmtree(b), "no such bundle"),
     (lambda b: (b / CONFIG).unlink(), "not a bundle: no config.json in it"),
@@ -71,6 +76,16 @@ DAMAGE: list[tuple[Callable[[Path], object], str]] = [
     (lambda b: edit(b / CONFIG, surprise=1), "not a bundle's configuration"),
     (lambda b: edit(b / CONFIG, vocab_size="200"), "vocab_size is '200', not a number"),
     (lambda b: edit(b / CONFIG, hidden_size=25), "does not fit config.json: hidden_size is 24, not 25"),
+    (lambda b: edit(b / CONFIG, states=[]), "not a bundle's configuration .no state"),
+    (lambda b: edit(b / CONFIG, files=None), "not a bundle's configuration .no list of files"),
+    (lambda b: change_state(b, output="c_out"), "h comes out as c_out"),
+    (lambda b: change_state(b, dtype="float64"), "h is float64"),
+    (lambda b: change_state(b, shape=[None, None]), "h has the shape"),
+    (lambda b: (b / CONFIG).write_text("[" * 100_000), "not JSON"),
+    (
+        lambda b: edit(b / CONFIG, states=json.loads((b / CONFIG).read_text())["states"][:1]),
+        "has the tensor c, which config.json does not list",
+    ),
     (other_shape, "h is tensor.float. .2, None, 24., where config.json says"),
     (lambda b: (b / "onnx/model.onnx").unlink(), "the bundle's file is missing"),
     (lambda b: flip(b / "onnx/model.onnx"), "changed since the export"),

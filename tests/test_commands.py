@@ -101,20 +101,24 @@ def test_a_corpus_that_is_nowhere(invoke: Invoke, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--vocab-size", 1], "vocab_size must be at least 3, got 1"),
+        (["--vocab-size", 1], "vocab_size must be from 3 to 16777216, got 1"),
         (["--vocab-size", 200, "--tokenizer", "bpe"], "vocab_size must be at least 257 with bpe, got 200"),
         (["--tokenizer", "sentencepiece"], "tokenizer must be word, char, bpe or a tokenizer.json"),
         (["--seq-len", 100_000], "the training text is too short"),
-        (["--batch-size", 0], "batch_size must be at least 1, got 0"),
-        (["--epochs", -1], "epochs must be at least 1, got -1"),
+        (["--batch-size", 0], "batch_size must be from 1 to 1048576, got 0"),
+        (["--epochs", -1], "epochs must be from 1 to 1048576, got -1"),
         (["--lr", 0], "lr must be above 0, got 0"),
         (["--lr", "nan"], "lr must be above 0, got nan"),
         (["--dropout", 1], "dropout must be at least 0 and below 1, got 1.0"),
-        (["--seed", -1], "seed must be at least 0, got -1"),
-        (["--layers", 0], "num_layers must be at least 1, got 0"),
+        (["--seed", -1], "seed must be from 0 to 4611686018427387904, got -1"),
+        (["--layers", 0], "num_layers must be from 1 to 64, got 0"),
         (["--tied"], "tied weights need embedding_dim equal to hidden_size, got 24 and 32"),
         (["--device", "cuda"], "device cuda is not available"),
         (["--preset", "gigantic"], "Invalid value for '--preset'"),
+        (["--seed", 1 << 80], "seed must be from 0 to"),
+        (["--vocab-size", 10**16], "vocab_size must be from 3 to 16777216"),
+        (["--hidden-size", 10**7], "hidden_size must be from 1 to 65536"),
+        (["--tokenizer", FIXTURE / "tokenizer.json"], "a given tokenizer.json has its vocabulary"),
         (["--resume", "--force"], "give --resume or --force, not both"),
         (["--no-such-option"], "No such option"),
     ],
@@ -133,7 +137,8 @@ def test_a_loss_that_is_no_number(invoke: Invoke, tmp_path: Path) -> None:
     assert code == 1
     assert "the loss became" in one_line(err)
     assert "try a lower --lr" in one_line(err)
-    assert not [name for name in tree(tmp_path) if name.endswith((".pt", ".partial"))]
+    assert "The last good state is run/last.pt" in one_line(err)
+    assert invoke(lm_export, "run/last.pt", "--out", "bundle")[0] == 0  # the weights of the beginning
 
 
 # lm-train: the folder
@@ -147,6 +152,32 @@ def test_a_folder_that_holds_something_is_left_alone(invoke: Invoke, tmp_path: P
     wanted = ("run holds something already", "--resume", "--force", "--out")
     assert all(word in one_line(err) for word in wanted)
     assert tree(tmp_path) == {"run", "run/notes.txt"}
+
+
+@pytest.mark.parametrize("option", ["--force", "--resume"])
+def test_a_folder_that_is_no_run_is_left_alone_whatever_is_asked(
+    invoke: Invoke, tmp_path: Path, option: str
+) -> None:
+    (tmp_path / "mine/tokens").mkdir(parents=True)
+    (tmp_path / "mine/tokens/notes.txt").write_text("mine")
+    (tmp_path / "mine/tokenizer.json").write_text("mine")
+    before = tree(tmp_path)
+    code, _, err = invoke(lm_train, TINY, *SMALL, "--out", "mine", option)
+    assert code == 2
+    assert "mine holds something" in one_line(err)
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nowhere"], [TINY, "--vocab-size", 10, "--tokenizer", "bpe"], [TINY, "--seq-len", 9999]]
+)
+def test_force_leaves_the_old_run_where_the_new_one_cannot_begin(
+    invoke: Invoke, tmp_path: Path, small_run: Path, arguments: list[object]
+) -> None:
+    shutil.copytree(small_run, tmp_path / "run")
+    assert invoke(lm_train, *arguments, "--out", "run", "--force")[0] == 2
+    assert tree(tmp_path / "run") == tree(small_run)
+    assert (tmp_path / "run/best.pt").read_bytes() == (small_run / "best.pt").read_bytes()
 
 
 def test_force_replaces_the_run_and_nothing_else(invoke: Invoke, tmp_path: Path) -> None:
@@ -182,9 +213,10 @@ def test_resume_refuses_other_settings(invoke: Invoke, tmp_path: Path, small_run
     refusal = "--resume goes on with the run's own settings"
     code, _, err = invoke(lm_train, "--out", "run", "--resume", "--lr", 0.5)
     assert (code, one_line(err)) == (2, f"lm-train: {refusal}: lr is 0.01, not 0.5")
-    code, _, err = invoke(lm_train, "--out", "run", "--resume", "--preset", "tutorial")
-    assert code == 2
-    assert refusal in one_line(err)
+    for other in (["--preset", "tutorial"], ["pydocs"]):
+        code, _, err = invoke(lm_train, *other, "--out", "run", "--resume")
+        assert code == 2
+        assert refusal in one_line(err)
 
 
 # checkpoints
@@ -208,6 +240,28 @@ def without_weights(path: Path, run: Path) -> None:
     torch.save(content, path)
 
 
+def with_a_changed_byte(path: Path, run: Path) -> None:
+    """In the middle of a weight, where torch reads over it."""
+    data = bytearray((run / "best.pt").read_bytes())
+    weight = torch.load(run / "best.pt", weights_only=True)["model"]["head.weight"].numpy().tobytes()
+    data[data.index(weight) + 5] ^= 1
+    path.write_bytes(data)
+
+
+def without(name: str) -> Callable[[Path, Path], None]:
+    def make(path: Path, run: Path) -> None:
+        content = torch.load(run / "best.pt", weights_only=True)
+        del content[name]
+        torch.save(content, path)
+
+    return make
+
+
+def with_other_text(path: Path, run: Path) -> None:
+    content = torch.load(run / "best.pt", weights_only=True)
+    torch.save({**content, "held_out": content["held_out"] + 1000}, path)
+
+
 BAD_CHECKPOINTS: list[tuple[Callable[[Path, Path], object], str]] = [
     (lambda path, run: None, "no such checkpoint; lm-train makes one"),
     (lambda path, run: path.write_bytes(b""), "not a checkpoint, or damaged"),
@@ -220,6 +274,10 @@ BAD_CHECKPOINTS: list[tuple[Callable[[Path, Path], object], str]] = [
     (lambda path, run: path.write_bytes(pickle.dumps(Hostile())), "not a checkpoint, or damaged"),
     (lambda path, run: torch.save({"format": "other"}, path), "not a checkpoint of steplm"),
     (newer, "checkpoint format 99, where this version of steplm reads 1"),
+    (with_a_changed_byte, "not a checkpoint, or damaged"),
+    (without("held_out"), "damaged: held_out is missing"),
+    (without("progress"), "damaged: progress is missing"),
+    (with_other_text, "the held-out text has tokens that are not in the vocabulary"),
     (without_weights, "damaged: Error(s) in loading state_dict"),
 ]
 
@@ -234,6 +292,19 @@ def test_a_bad_checkpoint(
     assert (code, out) == (1, "")
     assert message in one_line(err)
     assert tree(tmp_path) == before  # and no file called executed
+
+
+def test_damaged_files_of_a_run_are_named(invoke: Invoke, tmp_path: Path, small_run: Path) -> None:
+    shutil.copytree(small_run, tmp_path / "run")
+    (tmp_path / "run/summary.json").write_text("{")
+    code, _, err = invoke(lm_train, "--out", "run", "--resume")
+    assert code == 1
+    assert "run/summary.json: damaged" in one_line(err)
+    (tmp_path / "run/summary.json").unlink()
+    (tmp_path / "run/metrics.jsonl").write_text("junk")
+    code, _, err = invoke(lm_train, "--out", "run", "--resume")
+    assert code == 1
+    assert "run/metrics.jsonl: damaged" in one_line(err)
 
 
 def test_resuming_from_a_damaged_checkpoint(invoke: Invoke, tmp_path: Path, small_run: Path) -> None:
@@ -296,14 +367,14 @@ def test_an_export_that_fills_the_disk_leaves_nothing(small_run: Path, tmp_path:
 @pytest.mark.parametrize(
     ("options", "status", "message"),
     [
-        (["--temperature", -0.1], 2, "temperature must be at least 0, got -0.1"),
-        (["--temperature", "nan"], 2, "temperature must be at least 0, got nan"),
+        (["--temperature", -0.1], 2, "temperature must be at least 0 and at most 1000, got -0.1"),
+        (["--temperature", "nan"], 2, "temperature must be at least 0 and at most 1000, got nan"),
         (["--top-k", -1], 2, "top_k must be at least 0, got -1"),
         (["--top-k", 201], 2, "top_k must be at least 0 and at most 200, got 201"),
         (["--top-p", 0], 2, "top_p must be above 0 and at most 1, got 0.0"),
         (["--top-p", 1.5], 2, "top_p must be above 0 and at most 1, got 1.5"),
         (["--min-p", 2], 2, "min_p must be at least 0 and at most 1, got 2.0"),
-        (["--repetition-penalty", 0], 2, "repetition_penalty must be above 0, got 0.0"),
+        (["--repetition-penalty", 0], 2, "repetition_penalty must be at least 0.01 and at most 100, got 0.0"),
         (["--max-tokens", -5], 2, "max_tokens must be at least 0, got -5"),
         (["--stop", ""], 2, "a stop string must not be empty"),
         (["--samples", 0], 2, "Invalid value for '--samples'"),
@@ -357,7 +428,7 @@ def test_the_prompt_comes_from_a_pipe(tmp_path: Path) -> None:
     given = run_command("lm-generate", FIXTURE, "--prompt", "the keeper", "--seed", 3, cwd=tmp_path).stdout
     assert piped.decode() == given
     bad = subprocess.run(command, input=b"\xff", capture_output=True, check=False)
-    assert (bad.returncode, bad.stderr) == (1, b"lm-generate: standard input: not UTF-8 at byte 0\n")
+    assert (bad.returncode, bad.stderr) == (1, b"lm-generate: /dev/stdin: not UTF-8: byte 0 is 0xff\n")
 
 
 def test_text_goes_to_standard_output_and_notes_to_standard_error(invoke: Invoke) -> None:
@@ -397,6 +468,13 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly(tmp_path: Path) -> None:
     )
     assert len(result.stdout) == 100
     assert result.stderr == ""
+
+
+def test_arguments_that_are_no_text_are_refused() -> None:
+    name = str(Path(sys.executable).parent / "lm-generate")
+    result = subprocess.run([name, str(FIXTURE), "--prompt", b"\xff\xfe"], capture_output=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr.count(b"\n") == 1
 
 
 # lm-score

@@ -15,6 +15,7 @@ import torch
 import lm_runtime
 from conftest import SMALL, TINY, Invoke, run_command
 from lm_export import bundle_writer, parity
+from lm_export import quantize as quantize_module
 from lm_export.command import main
 from lm_export.graph import NEWEST_OPSET, OLDEST_OPSET, ExportError, StepModule, make_step_graph
 from lm_export.quantize import quantize_int8
@@ -136,6 +137,18 @@ def test_a_layer_that_stays_fp32_is_an_error(monkeypatch: pytest.MonkeyPatch) ->
         quantize_int8(graph)
 
 
+def test_an_embedding_that_stays_fp32_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, config = make(1)
+    quantize = quantize_module.quantize_dynamic
+
+    def without_gather(graph: object, path: object, **options: object) -> None:
+        quantize(graph, path, **{**options, "op_types_to_quantize": ["LSTM", "MatMul"]})
+
+    monkeypatch.setattr(quantize_module, "quantize_dynamic", without_gather)
+    with pytest.raises(ExportError, match=r"stayed in fp32: embedding\.weight"):
+        quantize_int8(make_step_graph(model, config))
+
+
 @pytest.mark.parametrize("opset", [OLDEST_OPSET - 1, NEWEST_OPSET + 1, -3])
 def test_an_impossible_opset_is_refused(invoke: Invoke, small_run: Path, opset: int) -> None:
     code, _, err = invoke(main, small_run, "--opset", opset, "--out", "b")
@@ -254,12 +267,12 @@ def test_the_other_tokenizers_go_the_whole_way(tmp_path: Path, tokenizer: str) -
 
 
 def test_the_newest_checkpoint_of_an_unfinished_run_is_exported_too(small_run: Path, tmp_path: Path) -> None:
-    """One that was never validated says so in its card."""
+    """In the middle of an epoch there is no figure for its weights, and the card says so."""
     content = load_checkpoint(small_run / "last.pt")
-    content["progress"]["epoch"] = 0
+    content["progress"]["window"] = 7
     torch.save(content, tmp_path / "early.pt")
     run_command("lm-export", "early.pt", "--out", "bundle", cwd=tmp_path)
-    assert "before its first validation" in (tmp_path / "bundle/README.md").read_text()
+    assert "between two validations" in (tmp_path / "bundle/README.md").read_text()
 
 
 def test_config_metadata_names_what_other_runtimes_ask_for() -> None:

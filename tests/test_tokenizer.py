@@ -147,6 +147,13 @@ def test_a_file_that_is_no_tokenizer_is_refused(text: str, problem: str) -> None
         Tokenizer(text)
 
 
+def test_ids_that_are_not_0_to_n_are_refused() -> None:
+    for ids in ({"<eos>": 0, "a": 2}, {"<eos>": 0, "<unk>": 2, "a": 2}):
+        text = tokenizers.Tokenizer(models.WordLevel(ids, unk_token="a")).to_str()
+        with pytest.raises(ValueError, match="token ids are not 0 to"):
+            Tokenizer(text)
+
+
 def test_a_tokenizer_without_an_end_of_line_is_refused() -> None:
     with pytest.raises(ValueError, match="no end-of-line token"):
         Tokenizer(tokenizers.Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a")).to_str())

@@ -140,7 +140,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_good_state(tmp
         trainer.train(SILENT)
     last = tmp_path / "last.pt"
     if last.exists():
-        weights = load_checkpoint(last)["model"].values()
+        weights = torch.load(last, weights_only=True)["model"].values()
         assert all(bool(tensor.isfinite().all()) for tensor in weights)
 
 
@@ -199,14 +199,18 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def test_a_run_killed_at_random_moments_ends_with_the_same_bits(uninterrupted: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("seconds", ["0", "0.1"])
+def test_a_run_killed_at_random_moments_ends_with_the_same_bits(
+    uninterrupted: Path, tmp_path: Path, seconds: str
+) -> None:
+    """With a checkpoint at each step, and with some steps and records behind the last one."""
     seed = random.randrange(1 << 30)
     print("kill -9 moments from seed", seed)
     moments = random.Random(seed)
     last = tmp_path / "run" / "last.pt"
     kills, steps = 0, []
-    for _ in range(4):
-        process = start(tmp_path, "--resume")
+    for _ in range(3):
+        process = start(tmp_path, "--resume", "--checkpoint-seconds", seconds)
         wait_for(changed(last, last.stat().st_mtime_ns if last.exists() else 0), process)
         time.sleep(moments.uniform(0, 0.4))
         process.send_signal(signal.SIGKILL)
@@ -215,7 +219,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bits(uninterrupted: P
         process.stderr.close()
         steps.append(load_checkpoint(last)["progress"]["step"])
     run_command("lm-train", *LONG, "--out", "run", "--resume", cwd=tmp_path)
-    assert kills >= 3, f"the run was over too early: killed at steps {steps}"
+    assert kills >= 2, f"the run was over too early: killed at steps {steps}"
     for name in ("last.pt", "best.pt"):
         assert same(load_checkpoint(uninterrupted / name), load_checkpoint(tmp_path / "run" / name)), steps
     assert records(uninterrupted) == records(tmp_path / "run"), steps

@@ -31,7 +31,7 @@ from lm_runtime.bundle import (
     Precision,
     recurrent_states,
 )
-from lm_runtime.files import holds_something
+from lm_runtime.files import folder_beside, holds_something
 from lm_runtime.model import OnnxModel
 from lm_runtime.tokenizer import Tokenizer
 from lm_trainer.checkpoint import load_checkpoint, restore_model
@@ -116,7 +116,10 @@ def _configuration(
             "epoch": progress["epoch"],
             "steps": progress["step"],
             "seconds": round(progress["seconds"], 1),
-            "valid": split_figures(progress["valid_loss"], splits["valid"]) if progress["epoch"] else None,
+            # Within an epoch the weights are no longer those that were validated.
+            "valid": split_figures(progress["valid_loss"], splits["valid"])
+            if progress["epoch"] and not progress["window"]
+            else None,
             "recipe": content["training_config"],
         },
     )
@@ -181,21 +184,19 @@ def _int8_cost(folder: Path, held_out: NDArray[np.int64], tell: Tell) -> dict[st
 def _folder_in_place(out: Path, *, replace: bool) -> Iterator[Path]:
     """A neighbour of ``out`` to write into; it becomes ``out`` when the body has ended well."""
     check_out(out, replace=replace)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial")
     replaced = out.with_name(f".{out.name}.replaced")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir()
+    with folder_beside(out) as partial:
         yield partial
-        if out.exists():
-            shutil.rmtree(replaced, ignore_errors=True)
-            out.rename(replaced)
-        partial.rename(out)
         shutil.rmtree(replaced, ignore_errors=True)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        if out.exists():
+            out.rename(replaced)
+        try:
+            partial.rename(out)
+        except BaseException:
+            if replaced.exists():
+                replaced.rename(out)
+            raise
+        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def check_out(out: Path, *, replace: bool) -> None:

@@ -55,7 +55,7 @@ The model imitates its training text, errors and prejudices included, and states
 
 def _valid(figures: dict[str, Any] | None) -> str:
     if figures is None:
-        return "It was exported before its first validation."
+        return "It was exported between two validations."
     return (
         f"Validation perplexity {figures['perplexity']:.2f} a token, {figures['perplexity_per_word']:.2f} a "
         f"word, {figures['bits_per_byte']:.3f} bits a byte ({figures['tokens']:,} tokens, "

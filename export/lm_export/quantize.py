@@ -66,5 +66,18 @@ def _check(graph: onnx.ModelProto, quantized: onnx.ModelProto) -> None:
     before = [node.op_type for node in graph.graph.node]
     after = [node.op_type for node in quantized.graph.node]
     for old, new in (("LSTM", "DynamicQuantizeLSTM"), ("MatMul", "MatMulInteger")):
-        if after.count(new) != before.count(old) or old in after:
+        if after.count(new) != before.count(old) or not before.count(old) or old in after:
             raise ExportError(f"{after.count(new)} of {before.count(old)} {old} operators were quantized")
+    # Biases stay: a vector, or (1, gates) with an LSTM.
+    matrices = [
+        tensor.name
+        for tensor in quantized.graph.initializer
+        if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) > 1 and tensor.dims[0] > 1
+    ]
+    if matrices:
+        raise ExportError(f"stayed in fp32: {', '.join(matrices)}")
+    opsets = [
+        {entry.domain: entry.version for entry in model.opset_import}.get("") for model in (graph, quantized)
+    ]
+    if opsets[0] != opsets[1]:
+        raise ExportError(f"the quantizer wrote opset {opsets[1]}, not {opsets[0]}")

@@ -137,12 +137,28 @@ def read_config(folder: Path) -> BundleConfig:
             for state in data.pop("states")
         )
         config = BundleConfig(states=states, **data)
-    except (TypeError, KeyError, AttributeError) as error:
+        _check_records(config)
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise UnusableFileError(path, f"not a bundle's configuration ({error})") from None
     for field_ in dataclasses.fields(config):
         if field_.type == "int" and type(getattr(config, field_.name)) is not int:
             raise UnusableFileError(path, f"{field_.name} is {getattr(config, field_.name)!r}, not a number")
     return config
+
+
+def _check_records(config: BundleConfig) -> None:
+    """Raise ValueError for states or files of a form that no exporter writes."""
+    if not config.states:
+        raise ValueError("no state")
+    for state in config.states:
+        if state.output != f"{state.name}_out":
+            raise ValueError(f"{state.name} comes out as {state.output}")
+        if state.dtype not in ("float32", "int64"):
+            raise ValueError(f"{state.name} is {state.dtype}")
+        if state.shape.count(None) != 1 or not all(type(size) in (int, type(None)) for size in state.shape):
+            raise ValueError(f"{state.name} has the shape {state.shape}")
+    if not isinstance(config.files, dict):
+        raise ValueError("no list of files")
 
 
 def check_files(folder: Path, config: BundleConfig, names: list[str]) -> None:
@@ -179,7 +195,7 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UnusableFileError(folder, f"not a bundle: no {name} in it") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UnusableFileError(path, "not JSON") from None
     if not isinstance(data, dict):
         raise UnusableFileError(path, "not a JSON object")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -51,6 +52,26 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode("utf-8"))
 
 
+@contextlib.contextmanager
+def folder_beside(folder: Path) -> Iterator[Path]:
+    """An empty neighbour of ``folder`` in which it is prepared.
+
+    It is removed at the end, unless it was renamed, and so are the folders above it that had to be made,
+    unless they are used by then.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
+    made = [parent for parent in folder.parents if not parent.exists()]
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            for parent in made:
+                parent.rmdir()
+
+
 def holds_something(folder: Path) -> bool:
     """Whether a folder that is to be written is there already, and not empty.
 
@@ -58,7 +79,7 @@ def holds_something(folder: Path) -> bool:
         ValueError: a file stands in its place or in that of a folder above it.
     """
     nearest = next((path for path in (folder, *folder.parents) if path.exists()), folder)
-    if nearest.is_file():
+    if nearest.exists() and not nearest.is_dir():
         raise ValueError(f"{folder} cannot be a folder: {nearest} is a file")
     return nearest == folder and any(folder.iterdir())
 

@@ -25,8 +25,8 @@ class Piece:
     """Which sample."""
     text: str
     """The text that became certain; may be empty."""
-    token: int | None
-    """The token's id; None for what is left when a sequence has ended."""
+    token: int
+    """The token's id."""
     finish: str | None = None
     """Why the sequence ended, on its last piece: ``length`` or ``stop``."""
 
@@ -74,7 +74,6 @@ def generate_samples(
         for row, sequence in enumerate(sequences):
             if not sequence.finished:
                 piece = sequence.take(rows[row], last=step + 1 == params.max_tokens)
-                assert piece.token is not None
                 token[row, 0] = piece.token
                 yield piece
         if all(sequence.finished for sequence in sequences):

@@ -184,10 +184,13 @@ def _check_graph(path: Path, session: ort.InferenceSession, config: BundleConfig
                 path, f"does not fit config.json: {name} is {metadata.get(name)}, not {value}"
             )
     wanted: dict[str, tuple[str, list[int | None]]] = {TOKEN: ("tensor(int64)", [None, None])}
-    wanted |= {state.name: ("tensor(float)", list(state.shape)) for state in config.states}
     wanted |= {LOGITS: ("tensor(float)", [None, None, config.vocab_size])}
-    wanted |= {state.output: ("tensor(float)", list(state.shape)) for state in config.states}
+    for state in config.states:
+        type_ = {"float32": "tensor(float)", "int64": "tensor(int64)"}[state.dtype]
+        wanted[state.name] = wanted[state.output] = type_, list(state.shape)
     tensors = {tensor.name: tensor for tensor in (*session.get_inputs(), *session.get_outputs())}
+    if extra := sorted(tensors.keys() - wanted.keys()):
+        raise UnusableFileError(path, f"has the tensor {extra[0]}, which config.json does not list")
     for name, (dtype, shape) in wanted.items():
         if name not in tensors:
             raise UnusableFileError(path, f"has no tensor {name}")

@@ -44,12 +44,17 @@ class SamplingParams:
     """Whether ``<unk>`` may be generated."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            raise ValueError(f"stop must be a sequence of strings, got the string {self.stop!r}")
         object.__setattr__(self, "stop", tuple(self.stop))
-        _within("temperature", self.temperature, 0, math.inf)
+        for name in ("top_k", "max_tokens"):
+            if not isinstance(getattr(self, name), int):
+                raise ValueError(f"{name} must be a whole number, got {getattr(self, name)!r}")
+        _within("temperature", self.temperature, 0, 1000)
         _within("top_k", self.top_k, 0, math.inf)
         _within("top_p", self.top_p, 0, 1, open_low=True)
         _within("min_p", self.min_p, 0, 1)
-        _within("repetition_penalty", self.repetition_penalty, 0, math.inf, open_low=True)
+        _within("repetition_penalty", self.repetition_penalty, 0.01, 100)
         _within("max_tokens", self.max_tokens, 0, math.inf)
         if "" in self.stop:
             raise ValueError("a stop string must not be empty")

@@ -18,6 +18,11 @@ from lm_runtime.files import UnusableFileError, read_pieces
 from lm_runtime.model import READ_TOKENS, StepModel, initial_state
 
 
+def perplexity(loss: float) -> float:
+    """``exp`` of a mean loss in nats; a loss that is out of a float's range counts as 700."""
+    return math.exp(min(loss, 700.0))
+
+
 @dataclass(frozen=True)
 class Score:
     """What a model makes of a text."""
@@ -36,7 +41,7 @@ class Score:
     @property
     def perplexity(self) -> float:
         """Per token."""
-        return math.exp(min(-self.log_probability / self.tokens, 700.0))
+        return perplexity(-self.log_probability / self.tokens)
 
     @property
     def bits_per_byte(self) -> float:
@@ -46,7 +51,7 @@ class Score:
     @property
     def perplexity_per_word(self) -> float:
         """Comparable between tokenizers, where no token is ``<unk>``."""
-        return math.exp(min(-self.log_probability / self.words, 700.0))
+        return perplexity(-self.log_probability / self.words)
 
 
 @dataclass

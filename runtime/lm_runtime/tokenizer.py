@@ -23,10 +23,13 @@ from lm_runtime.files import UnusableFileError
 
 EOS = "<eos>"
 UNK = "<unk>"
+ANY_CHARACTER = r"[\s\S]"
+"""The pattern that cuts a text into characters."""
 # What other makers of tokenizer.json call the same thing.
 _EOS_NAMES = (EOS, "</s>", "<|endoftext|>", "<|end_of_text|>", "[SEP]")
 _UNK_NAMES = (UNK, "[UNK]", "<|unk|>")
 _BATCH_CHARACTERS = 1 << 20
+_CONTEXT = 8
 
 Kind = Literal["word", "char", "bpe", "other"]
 
@@ -44,7 +47,7 @@ class Tokenizer:
             self._engine = tokenizers.Tokenizer.from_str(json_text)
         except Exception as error:  # the library raises plain Exception, whatever is wrong
             raise ValueError(f"not a tokenizer.json: {str(error).splitlines()[0]}") from None
-        # Text that spells a special token's name is text: only the line's end may become <eos>.
+        # Text that spells a special token's name is text, but for a word of that name in a word vocabulary.
         self._engine.encode_special_tokens = True
         self._engine.no_padding()
         self._engine.no_truncation()
@@ -53,7 +56,7 @@ class Tokenizer:
         self.vocab_size = len(vocabulary)
         self.tokens = sorted(vocabulary, key=vocabulary.__getitem__)
         """The tokens in the order of their ids."""
-        if self.vocab_size == 0 or vocabulary[self.tokens[-1]] != self.vocab_size - 1:
+        if sorted(vocabulary.values()) != list(range(self.vocab_size)) or not vocabulary:
             raise ValueError(f"the {self.vocab_size} token ids are not 0 to {self.vocab_size - 1}")
         eos = next((name for name in _EOS_NAMES if name in vocabulary), None)
         if eos is None:
@@ -86,7 +89,12 @@ class Tokenizer:
         return hashlib.sha256("".join(f"{token}\n" for token in self.tokens).encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
-        """The ids of ``text``, each line break as ``<eos>``; no ``<eos>`` is added at the end."""
+        """The ids of ``text``, each line break as ``<eos>``; no ``<eos>`` is added at the end.
+
+        Raises:
+            UnicodeEncodeError: the text has a lone surrogate, which no UTF-8 text can have.
+        """
+        text.encode()
         lines = text.replace("\r\n", "\n").split("\n")
         ids: list[int] = []
         for number, encoding in enumerate(self._engine.encode_batch_fast(lines, add_special_tokens=False)):
@@ -154,11 +162,12 @@ class StreamDecoder:
         self._tokenizer = tokenizer
         self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
         self._line_start = not after or after[-1] == tokenizer.eos_id
-        # For tokenizers of other makers: their own decoder is asked for a whole line at a time.
-        self._line: list[int] = []
-        self._shown = ""
+        # For tokenizers of other makers: the last tokens, and how many of them have been shown. Their own
+        # decoder is asked for those with and without the new ones; the difference is the new text.
+        self._recent: list[int] = []
+        self._shown = 0
         if tokenizer.kind == "other":
-            for token in after:
+            for token in after[-_CONTEXT:]:
                 self._push_other(token)
 
     def push(self, token: int) -> str:
@@ -175,26 +184,26 @@ class StreamDecoder:
     def flush(self) -> str:
         """What is left of a character that was never completed, as U+FFFD."""
         if self._tokenizer.kind == "other":
-            return self._take_line(self._decode_line())
+            return self._fresh()
         return self._bytes.decode(b"", final=True)
 
     def _push_other(self, token: int) -> str:
         if token == self._tokenizer.eos_id:
-            text = self._take_line(self._decode_line()) + "\n"
-            self._line, self._shown = [], ""
+            text = self._fresh() + "\n"
+            self._recent, self._shown = [], 0
             return text
-        self._line.append(token)
-        return self._take_line(self._decode_line().rstrip("\ufffd"))
-
-    def _decode_line(self) -> str:
-        return str(self._tokenizer._engine.decode(self._line, skip_special_tokens=False))
-
-    def _take_line(self, text: str) -> str:
-        if not text.startswith(self._shown):
+        self._recent.append(token)
+        text = self._fresh()
+        if not text or text.endswith("\ufffd"):  # perhaps half a character
             return ""
-        fresh = text[len(self._shown) :]
-        self._shown = text
-        return fresh
+        self._recent, self._shown = self._recent[-_CONTEXT:], min(len(self._recent), _CONTEXT)
+        return text
+
+    def _fresh(self) -> str:
+        """The text of the tokens that have not been shown."""
+        decode = self._tokenizer._engine.decode
+        before = decode(self._recent[: self._shown], skip_special_tokens=False)
+        return str(decode(self._recent, skip_special_tokens=False))[len(before) :]
 
 
 def _kind(data: dict[str, object]) -> Kind:
@@ -205,7 +214,10 @@ def _kind(data: dict[str, object]) -> Kind:
     match model.get("type"), pre_tokenizer.get("type"):
         case "WordLevel", "WhitespaceSplit":
             return "word"
-        case "WordLevel", "Split":
+        case "WordLevel", "Split" if (
+            pre_tokenizer.get("pattern") == {"Regex": ANY_CHARACTER}
+            and pre_tokenizer.get("behavior") == "Isolated"
+        ):
             return "char"
         case "BPE", "ByteLevel" if not pre_tokenizer.get("add_prefix_space"):
             return "bpe"

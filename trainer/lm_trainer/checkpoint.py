@@ -50,17 +50,20 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str,
     """
     if path.is_dir():
         path = path / BEST
-    if path.exists() and not zipfile.is_zipfile(path):
-        raise UnusableFileError(path, "not a checkpoint, or damaged")
     try:
+        # torch reads over a changed byte; the archive's checksums do not.
+        if path.exists() and (not zipfile.is_zipfile(path) or zipfile.ZipFile(path).testzip()):
+            raise UnusableFileError(path, "not a checkpoint, or damaged")
         content = torch.load(path, map_location=device, weights_only=True)
+    except IsADirectoryError:
+        raise UnusableFileError(path, "a folder, where a checkpoint is needed") from None
     except FileNotFoundError:
         raise UnusableFileError(path, "no such checkpoint; lm-train makes one") from None
     except pickle.UnpicklingError:
         raise UnusableFileError(
             path, "refused: it holds more than tensors, numbers and strings, and loading it could run code"
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+    except (RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError, AttributeError) as error:
         raise UnusableFileError(
             path, f"not a checkpoint, or damaged ({str(error).splitlines()[0][:80]})"
         ) from None
@@ -71,7 +74,50 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str,
         raise UnusableFileError(
             path, f"checkpoint format {version}, where this version of steplm reads {FORMAT_VERSION}"
         )
+    _check_content(path, content)
     return content
+
+
+_CONTENT = {
+    "corpus": dict,
+    "tokenizer": str,
+    "tokenizer_config": dict,
+    "held_out": torch.Tensor,
+    "threads": int,
+    "device": str,
+    "training_config": dict,
+    "model_config": dict,
+    "model": dict,
+    "optimizer": dict,
+    "generator": torch.Tensor,
+    "hidden": list,
+    "progress": dict,
+    "metrics_bytes": int,
+}
+_SPLIT = {"tokens": int, "unknown": int, "bytes": int, "words": int, "dtype": str, "sha256": str}
+_PROGRESS = {"epoch": int, "window": int, "step": int, "seconds": float, "valid_loss": float}
+
+
+def _check_content(path: Path, content: dict[str, Any]) -> None:
+    """Refuse a checkpoint that lacks something, or has it in another form."""
+
+    def check(where: str, values: Any, types: dict[str, Any]) -> None:
+        for name, type_ in types.items():
+            if not isinstance(values, dict) or not isinstance(values.get(name), type_):
+                raise UnusableFileError(path, f"damaged: {where}{name} is missing or not what it should be")
+
+    check("", content, _CONTENT)
+    check("progress ", content["progress"], _PROGRESS)
+    check("corpus ", content["corpus"], {"name": str, "argument": str, "splits": dict})
+    for split in ("train", "valid"):
+        check(f"{split} ", content["corpus"]["splits"].get(split), _SPLIT)
+    held_out, size = content["held_out"], content["model_config"].get("vocab_size")
+    if not (
+        held_out.dtype == torch.int64 and held_out.dim() == 1 and held_out.numel() and isinstance(size, int)
+    ):
+        raise UnusableFileError(path, "damaged: the held-out text is empty or not what it should be")
+    if not 0 <= int(held_out.min()) <= int(held_out.max()) < size:
+        raise UnusableFileError(path, "damaged: the held-out text has tokens that are not in the vocabulary")
 
 
 def restore_model(path: Path, content: dict[str, Any]) -> tuple[RecurrentLM, Tokenizer]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +10,6 @@ import click
 from click.core import ParameterSource
 
 from lm_runtime.commands import Command, file_size, imports, note
-from lm_runtime.files import holds_something
 from lm_trainer.config import PRESETS
 
 if TYPE_CHECKING:
@@ -121,26 +118,34 @@ def main(
     if "layers" in given:
         given["num_layers"] = given.pop("layers")
     recipe = PRESETS[preset].with_options(given)
-    _check_folder(out, resume=resume, force=force)
+    if str(recipe.tokenizer.tokenizer).endswith(".json") and {"vocab_size", "min_frequency"} & given.keys():
+        raise click.UsageError(
+            "a given tokenizer.json has its vocabulary; leave out --vocab-size and --min-frequency"
+        )
     with imports():
         from lm_trainer import run
         from lm_trainer.checkpoint import BEST, LAST
         from lm_trainer.training import InterruptedRunError, TrainingError
 
     place = run.pick_device(device)
-    trainer: Trainer
-    if resume and (out / LAST).exists():
-        if click.get_current_context().get_parameter_source("preset") == ParameterSource.COMMANDLINE:
-            given = recipe.settings
-        trainer = run.resume(out, given, place, checkpoint_seconds, note)
-    else:
+    resuming = resume and run.is_run(out)
+    if not resuming:
         if resume:
-            note(f"no checkpoint in {out} yet: starting")
-        run.clear(out)
-        trainer = run.start(out, corpus, recipe, place, checkpoint_seconds, note)
-    complete = out / run.SUMMARY
+            note(f"no run in {out} yet: starting")
+        run.start(out, corpus, recipe, place, replace=force, tell=note)
+        main.check_interrupted()
+    if resuming and _was_given("preset"):
+        given = recipe.settings
+    trainer = run.resume(
+        out,
+        corpus if resuming and _was_given("corpus") else None,
+        given if resuming else {},
+        place,
+        checkpoint_seconds,
+        note,
+    )
     if trainer.progress.epoch < trainer.config.epochs:
-        complete.unlink(missing_ok=True)
+        (out / run.SUMMARY).unlink(missing_ok=True)
         try:
             with _Terminal(trainer) as report:
                 trainer.train(report)
@@ -152,21 +157,18 @@ def main(
             sys.exit(130)
         except TrainingError as error:
             raise click.ClickException(str(error)) from None
-    if complete.exists():
-        note(f"{out} is complete: nothing to do")
-        summary = json.loads(complete.read_text(encoding="utf-8"))
-    else:
+    summary = run.read_summary(out)
+    if summary is None:
         summary = run.finish(out, place, sample_tokens)
+    else:
+        note(f"{out} is complete: nothing to do")
+    main.check_interrupted()
     _conclude(summary, out / BEST)
 
 
-def _check_folder(out: Path, *, resume: bool, force: bool) -> None:
-    """Nothing is overwritten that was not meant to be."""
-    if holds_something(out) and not (resume or force):
-        raise ValueError(
-            f"{out} holds something already: --resume goes on with its run, --force replaces it, "
-            "--out names another folder"
-        )
+def _was_given(name: str) -> bool:
+    """Whether a parameter stands in the call, rather than its default."""
+    return click.get_current_context().get_parameter_source(name) == ParameterSource.COMMANDLINE
 
 
 class _Terminal:
@@ -205,8 +207,9 @@ class _Terminal:
 
     def _record(self, progress: Progress, loss: float) -> None:
         self._bar.set_description_str(f"epoch {progress.epoch + 1}/{self._epochs}", refresh=False)
-        perplexity = math.exp(min(loss, 700.0))
-        self._bar.set_postfix_str(f"loss {loss:.3f}, perplexity {perplexity:.1f}", refresh=False)
+        from lm_runtime.scoring import perplexity
+
+        self._bar.set_postfix_str(f"loss {loss:.3f}, perplexity {perplexity(loss):.1f}", refresh=False)
 
     def _epoch(self, record: dict[str, Any]) -> None:
         self._bar.write(

@@ -19,8 +19,8 @@ class TokenizerConfig:
     """Words, characters or merges that come less often are left out."""
 
     def __post_init__(self) -> None:
-        _at_least("vocab_size", self.vocab_size, 3)
-        _at_least("min_frequency", self.min_frequency, 1)
+        _within("vocab_size", self.vocab_size, 3, 1 << 24)
+        _within("min_frequency", self.min_frequency, 1, 1 << 31)
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class ModelConfig:
             raise ValueError(
                 f"the vocabulary has {self.vocab_size} tokens; a language model needs at least 3"
             )
-        _at_least("embedding_dim", self.embedding_dim, 1)
-        _at_least("hidden_size", self.hidden_size, 1)
-        _at_least("num_layers", self.num_layers, 1)
+        _within("embedding_dim", self.embedding_dim, 1, 1 << 16)
+        _within("hidden_size", self.hidden_size, 1, 1 << 16)
+        _within("num_layers", self.num_layers, 1, 64)
         if self.tied and self.embedding_dim != self.hidden_size:
             raise ValueError(
                 f"tied weights need embedding_dim equal to hidden_size, got {self.embedding_dim} and "
@@ -86,18 +86,19 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "seq_len"):
-            _at_least(name, getattr(self, name), 1)
-        for name in ("weight_decay", "warmup_steps", "clip_norm", "clip_value", "seed"):
-            _at_least(name, getattr(self, name), 0)
+            _within(name, getattr(self, name), 1, 1 << 20)
+        for name in ("weight_decay", "warmup_steps", "clip_norm", "clip_value"):
+            _within(name, getattr(self, name), 0, 1e9)
+        _within("seed", self.seed, 0, 1 << 62)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
         if not 0 < self.lr < float("inf"):
             raise ValueError(f"lr must be above 0, got {self.lr}")
 
 
-def _at_least(name: str, value: float, low: float) -> None:
-    if not low <= value < float("inf"):
-        raise ValueError(f"{name} must be at least {low}, got {value}")
+def _within(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:  # NaN is not
+        raise ValueError(f"{name} must be from {low} to {high:.0f}, got {value}")
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,8 @@ def find_corpus(argument: str, data: Path = DATA) -> Corpus:
         UnusableFileError: a file is missing or empty, or cannot be split.
     """
     path = Path(argument)
+    if not argument:
+        raise ValueError("CORPUS is empty; name a folder, a file or a corpus")
     if path.is_dir():
         return _folder(path.resolve().name, path)
     if path.is_file():

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lm_runtime.files import write_whole
+from lm_runtime.files import UnusableFileError, write_whole
+from lm_runtime.scoring import perplexity
 
 METRICS = "metrics.jsonl"
 CURVE = "loss.png"
@@ -40,7 +41,10 @@ def draw_curve(run: Path, baselines: dict[str, float]) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    records = [json.loads(line) for line in (run / METRICS).read_text(encoding="utf-8").splitlines()]
+    try:
+        records = [json.loads(line) for line in (run / METRICS).read_text(encoding="utf-8").splitlines()]
+    except ValueError:
+        raise UnusableFileError(run / METRICS, "damaged: a line is not JSON") from None
     steps = [record for record in records if record["event"] == "step"]
     epochs = [record for record in records if record["event"] == "epoch"]
     figure = Figure(figsize=(8, 4.5), layout="constrained")
@@ -48,7 +52,7 @@ def draw_curve(run: Path, baselines: dict[str, float]) -> Path:
     axes = figure.add_subplot()
     axes.semilogy(
         [record["step"] for record in steps],
-        [2.718281828459045 ** min(record["loss"], 700) for record in steps],
+        [perplexity(record["loss"]) for record in steps],
         color="tab:blue",
         alpha=0.6,
         label="train",
@@ -69,9 +73,9 @@ def draw_curve(run: Path, baselines: dict[str, float]) -> Path:
             ha="center",
             fontsize=8,
         )
-    for name, perplexity in baselines.items():
-        axes.axhline(perplexity, color="gray", linestyle=":", linewidth=1)
-        axes.annotate(f"{name} {perplexity:,.0f}", (0, perplexity), fontsize=8, color="gray", va="bottom")
+    for name, value in baselines.items():
+        axes.axhline(value, color="gray", linestyle=":", linewidth=1)
+        axes.annotate(f"{name} {value:,.0f}", (0, value), fontsize=8, color="gray", va="bottom")
     axes.set_xlabel("steps")
     axes.set_ylabel("perplexity")
     axes.grid(alpha=0.3)

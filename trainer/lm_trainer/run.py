@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 
 from lm_runtime.bundle import TOKENIZER
-from lm_runtime.files import UnusableFileError, write_text
+from lm_runtime.files import UnusableFileError, folder_beside, holds_something, write_text
 from lm_runtime.generation import generate
 from lm_runtime.sampling import SamplingParams
 from lm_runtime.tokenizer import Tokenizer
@@ -35,7 +36,7 @@ SAMPLE = "sample.txt"
 SUMMARY = "summary.json"
 _TOKENS = "tokens"
 _HELD_OUT_TOKENS = 16_384
-_FACTS = ("corpus", "tokenizer", "tokenizer_config", "held_out", "threads")
+_FACTS = ("corpus", "tokenizer", "tokenizer_config", "held_out", "threads", "device")
 _FILES = (LAST, BEST, TOKENIZER, METRICS, CURVE, SAMPLE, SUMMARY)
 _FOLDERS = (_TOKENS,)
 
@@ -53,27 +54,54 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def clear(run: Path) -> None:
-    """Remove what an earlier run left in the folder, and nothing else."""
-    for name in _FILES:
-        (run / name).unlink(missing_ok=True)
-    for name in _FOLDERS:
-        shutil.rmtree(run / name, ignore_errors=True)
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a run: every run has a checkpoint from its beginning on."""
+    return (folder / LAST).is_file()
 
 
 def start(
-    run: Path,
-    corpus_argument: str,
-    preset: Preset,
-    device: torch.device,
-    checkpoint_seconds: float,
-    tell: Tell,
-) -> Trainer:
-    """Set a new run up: corpus, vocabulary, token files, model.
+    run: Path, corpus_argument: str, preset: Preset, device: torch.device, *, replace: bool, tell: Tell
+) -> None:
+    """Set a new run up: corpus, vocabulary, token files, and a checkpoint before the first step.
+
+    All of it is made beside ``run`` and moved there at the end, so that a call that fails, or is
+    interrupted, leaves what was there as it was.
+
+    Args:
+        run: its folder; what is there of an earlier run is removed, and nothing else.
+        corpus_argument: as for :func:`lm_trainer.corpus.find_corpus`.
+        preset: the recipe.
+        device: where the run will be.
+        replace: whether a run that is there may go.
+        tell: takes lines for the person at the terminal.
 
     Raises:
         ValueError, UnusableFileError: the corpus or the settings cannot be used; one line says why.
     """
+    if holds_something(run) and not (replace and is_run(run)):
+        raise ValueError(
+            f"{run} holds something that is not a run; --force replaces only a run"
+            if replace
+            else f"{run} holds something already: --resume goes on with its run, --force replaces it, "
+            "--out names another folder"
+        )
+    with folder_beside(run) as partial:
+        _prepare(partial, corpus_argument, preset, device, tell)
+        run.mkdir(exist_ok=True)
+        for name in (*_FILES, *_FOLDERS):
+            _remove(run / name)
+        for entry in sorted(partial.iterdir(), key=lambda entry: entry.name == LAST):
+            entry.rename(run / entry.name)  # the checkpoint last: it says that the folder is a run
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _prepare(run: Path, corpus_argument: str, preset: Preset, device: torch.device, tell: Tell) -> None:
     corpus = find_corpus(corpus_argument)
     tell(f"corpus {corpus.name}: {corpus.remark}")
     for split in corpus.splits.values():  # before any long work
@@ -82,7 +110,6 @@ def start(
     begun = time.perf_counter()
     tokenizer = make_tokenizer(preset.tokenizer, texts(corpus.splits["train"].pieces()))
     model_config = ModelConfig(**{**preset.model, "vocab_size": tokenizer.vocab_size})
-    run.mkdir(parents=True, exist_ok=True)
     write_text(run / TOKENIZER, tokenizer.json_text)
     files = encode_corpus(corpus, tokenizer, run / _TOKENS)
     counts = ", ".join(f"{name} {file.tokens:,} tokens" for name, file in files.items())
@@ -93,23 +120,40 @@ def start(
     )
     valid = files["valid"].open(token_path(run / _TOKENS, "valid"), verify=False)
     facts = {
-        "corpus": {"name": corpus.name, "splits": {name: file.to_dict() for name, file in files.items()}},
+        "corpus": {
+            "name": corpus.name,
+            "argument": _resolved(corpus_argument),
+            "splits": {name: file.to_dict() for name, file in files.items()},
+        },
         "tokenizer": tokenizer.json_text,
         "tokenizer_config": dataclasses.asdict(preset.tokenizer),
         "held_out": torch.from_numpy(valid[:_HELD_OUT_TOKENS].astype("int64")),
         "threads": torch.get_num_threads(),
+        "device": device.type,
     }
     model = RecurrentLM(model_config, torch.Generator().manual_seed(preset.training.seed)).to(device)
-    return _trainer(run, model, preset.training, tokenizer, facts, checkpoint_seconds, tell)
+    _trainer(run, model, preset.training, tokenizer, facts, math.inf).save()
+
+
+def _resolved(corpus_argument: str) -> str:
+    """The same for every way to write the same path."""
+    path = Path(corpus_argument)
+    return str(path.resolve()) if path.exists() else corpus_argument
 
 
 def resume(
-    run: Path, given: dict[str, Any], device: torch.device, checkpoint_seconds: float, tell: Tell
+    run: Path,
+    corpus_argument: str | None,
+    given: dict[str, Any],
+    device: torch.device,
+    checkpoint_seconds: float,
+    tell: Tell,
 ) -> Trainer:
     """Take a run up at its last checkpoint.
 
     Args:
         run: its folder.
+        corpus_argument: the corpus, if it was named again; it must be the run's.
         given: settings by their field's name, as for a new run. Only ``epochs`` may differ from the run's.
         device: where to go on.
         checkpoint_seconds: as for :class:`lm_trainer.training.Trainer`.
@@ -122,28 +166,35 @@ def resume(
     path = run / LAST
     content = load_checkpoint(path)
     model, tokenizer = restore_model(path, content)
-    try:
-        own = {**content["tokenizer_config"], **content["training_config"], **content["model_config"]}
-        own["vocab_size"] = content["tokenizer_config"]["vocab_size"]  # what was asked for
-        for name, value in given.items():
-            if name != "epochs" and own[name] != value:
-                raise ValueError(
-                    f"--resume goes on with the run's own settings: {name} is {own[name]}, not {value}"
-                )
-        epochs = given.get("epochs", own["epochs"])
-        config = TrainingConfig(**{**content["training_config"], "epochs": epochs})
-        facts = {name: content[name] for name in _FACTS}
-        if facts["threads"] != torch.get_num_threads() and device.type == "cpu":
-            tell(
-                f"note: begun with {facts['threads']} threads and resumed with {torch.get_num_threads()}: "
-                "the last bits may differ"
+    own = {**content["tokenizer_config"], **content["training_config"], **content["model_config"]}
+    own["vocab_size"] = content["tokenizer_config"]["vocab_size"]  # what was asked for
+    own["corpus"] = content["corpus"]["argument"]
+    wanted = given if corpus_argument is None else {**given, "corpus": _resolved(corpus_argument)}
+    for name, value in wanted.items():
+        if name != "epochs" and own[name] != value:
+            raise ValueError(
+                f"--resume goes on with the run's own settings: {name} is {own[name]}, not {value}"
             )
-        trainer = _trainer(run, model.to(device), config, tokenizer, facts, checkpoint_seconds, tell)
+    facts = {name: content[name] for name in _FACTS}
+    if device.type == "cpu":
+        torch.set_num_threads(facts["threads"])  # the order of sums depends on it
+    if device.type != facts["device"]:
+        tell(f"note: begun on {facts['device']}: the run goes on here, but not bit for bit")
+        facts["device"] = device.type
+    try:
+        config = TrainingConfig(
+            **{**content["training_config"], "epochs": given.get("epochs", own["epochs"])}
+        )
+        trainer = _trainer(run, model.to(device), config, tokenizer, facts, checkpoint_seconds)
         trainer.resume(content)
-    except (KeyError, TypeError) as error:
-        raise UnusableFileError(path, f"damaged: {error}") from None
-    progress = trainer.progress
-    tell(f"resumed from {path}: step {progress.step:,} of {trainer.total_steps:,}")
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UnusableFileError(path, f"damaged: {str(error).splitlines()[0]}") from None
+    tell(
+        f"{model.config.model_type} {model.config.embedding_dim} -> {model.config.num_layers} x "
+        f"{model.config.hidden_size}: {parameter_count(model):,} parameters, on {device}"
+    )
+    if trainer.progress.step:
+        tell(f"resumed from {path}: step {trainer.progress.step:,} of {trainer.total_steps:,}")
     return trainer
 
 
@@ -154,13 +205,7 @@ def _trainer(
     tokenizer: Tokenizer,
     facts: dict[str, Any],
     checkpoint_seconds: float,
-    tell: Tell,
 ) -> Trainer:
-    tell(
-        f"{model.config.model_type} {model.config.embedding_dim} -> {model.config.num_layers} x "
-        f"{model.config.hidden_size}: {parameter_count(model):,} parameters, "
-        f"on {model.embedding.weight.device}"
-    )
     return Trainer(
         run,
         model,
@@ -176,6 +221,24 @@ def _trainer(
 
 def _split(run: Path, facts: dict[str, Any], name: str) -> Ids:
     return TokenFile(**facts["corpus"]["splits"][name]).open(token_path(run / _TOKENS, name))
+
+
+def read_summary(run: Path) -> dict[str, Any] | None:
+    """The content of ``summary.json``; None while the run is not complete.
+
+    Raises:
+        UnusableFileError: it is damaged.
+    """
+    path = run / SUMMARY
+    if not path.exists():
+        return None
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        summary = None
+    if not isinstance(summary, dict):
+        raise UnusableFileError(path, "damaged; delete it, and --resume writes it again")
+    return summary
 
 
 def finish(run: Path, device: torch.device, sample_tokens: int) -> dict[str, Any]:

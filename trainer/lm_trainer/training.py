@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lm_runtime.scoring import perplexity
 from lm_trainer.checkpoint import BEST, LAST, save_checkpoint
 from lm_trainer.config import TrainingConfig
 from lm_trainer.metrics import MetricsLog
@@ -169,10 +170,17 @@ class Trainer:
         """Take up the state of a checkpoint; the model has its weights already."""
         self.progress = Progress(**content["progress"])
         self._optimizer.load_state_dict(content["optimizer"])
-        self._generator.set_state(content["generator"].cpu())
+        if content["device"] == self._device.type:
+            self._generator.set_state(content["generator"].cpu())
+        else:  # the two kinds of device have generators of their own
+            self._generator.manual_seed(self.config.seed + 1 + self.progress.step)
         self._state = tuple(tensor.to(self._device) for tensor in content["hidden"])
         self._pending += self.progress.pending
         self._metrics.truncate(content["metrics_bytes"])
+
+    def save(self) -> None:
+        """Write the checkpoint for resuming."""
+        self._save(LAST)
 
     def train(self, report: Report) -> None:
         """Train to the end.
@@ -185,6 +193,8 @@ class Trainer:
         with self._stoppable():
             while self.progress.epoch < self.config.epochs:
                 self._epoch(report)
+            if self._stop:
+                raise InterruptedRunError
 
     def _epoch(self, report: Report) -> None:
         progress = self.progress
@@ -219,9 +229,9 @@ class Trainer:
             "epoch": progress.epoch,
             "step": progress.step,
             "train_loss": train_loss,
-            "train_perplexity": _perplexity(train_loss),
+            "train_perplexity": perplexity(train_loss),
             "valid_loss": valid_loss,
-            "valid_perplexity": _perplexity(valid_loss),
+            "valid_perplexity": perplexity(valid_loss),
             "best": best,
             "seconds": round(progress.seconds, 3),
         }
@@ -337,7 +347,3 @@ class Trainer:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def _perplexity(loss: float) -> float:
-    return math.exp(min(loss, 700.0))

@@ -8,7 +8,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Engine
 
-from lm_runtime.tokenizer import EOS, UNK, Tokenizer
+from lm_runtime.tokenizer import ANY_CHARACTER, EOS, UNK, Tokenizer
 from lm_trainer.config import TokenizerConfig
 
 _BYTES = 256
@@ -29,7 +29,7 @@ def make_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
         case "word":
             engine = _closed_vocabulary(pre_tokenizers.WhitespaceSplit(), config, texts)
         case "char":
-            engine = _closed_vocabulary(pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated"), config, texts)
+            engine = _closed_vocabulary(pre_tokenizers.Split(Regex(ANY_CHARACTER), "isolated"), config, texts)
             engine.decoder = decoders.Fuse()
         case "bpe":
             engine = _byte_level_bpe(config, texts)

@@ -10,8 +10,9 @@ import errno
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any, NoReturn
 
 import click
@@ -22,18 +23,23 @@ from lm_runtime.files import UnusableFileError
 class Command(click.Command):
     """A command that ends in one line when it cannot do what was asked."""
 
+    _interrupted = False
+
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Run the command and exit the process."""
         kwargs["standalone_mode"] = False
         try:
-            code = super().main(*args, **kwargs)
-            sys.stdout.flush()
+            with _handling(self._interrupt):
+                code = super().main(*args, **kwargs)
+                sys.stdout.flush()
         except click.UsageError as error:
             self._fail(error.format_message() + _see_help(error), 2)
         except click.ClickException as error:
             self._fail(error.format_message(), 1)
         except click.Abort:
             self._fail("interrupted", 130)
+        except UnicodeEncodeError as error:
+            self._fail(f"not valid text: {error.object!r}", 2)
         except UnusableFileError as error:
             self._fail(str(error), 1)
         except ValueError as error:
@@ -49,8 +55,28 @@ class Command(click.Command):
                 # Whoever read our output has seen enough; nothing is left to flush.
                 sys.stdout = None
                 sys.exit(1)
-            self._fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
+            self._fail(
+                f"{error.filename or 'writing'}: {error.strerror}" if error.strerror else str(error), 1
+            )
+        except RuntimeError as error:
+            # What torch and onnxruntime raise where memory, also a device's, is used up.
+            if "memory" not in str(error):
+                raise
+            self._fail("out of memory", 1)
         sys.exit(code if isinstance(code, int) else 0)
+
+    def check_interrupted(self) -> None:
+        """Interrupt now, if a Ctrl-C came while Python ignores exceptions, as it does in a destructor.
+
+        Raises:
+            KeyboardInterrupt: that is so.
+        """
+        if self._interrupted:
+            raise KeyboardInterrupt
+
+    def _interrupt(self, signum: int, frame: object) -> None:
+        self._interrupted = True
+        raise KeyboardInterrupt
 
     def _fail(self, message: str, status: int) -> NoReturn:
         click.echo(f"{self.name}: {' '.join(message.split())}", err=True)
@@ -64,10 +90,17 @@ def imports() -> Iterator[None]:
     Nothing has been done yet that could be left half done, and an interruption that is raised within
     the import of an extension module comes out as anything but one.
     """
+    with _handling(signal.SIG_DFL):
+        yield
+
+
+@contextmanager
+def _handling(handler: Callable[[int, FrameType | None], Any] | signal.Handlers) -> Iterator[None]:
+    """Handle Ctrl-C by ``handler`` for a while; only the main thread can."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    before = signal.signal(signal.SIGINT, handler)
     try:
         yield
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import secrets
 import sys
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from lm_runtime.generation import Piece
 
+_BATCH = 32  # samples at a time; more would only take more memory
 _EXAMPLES = """
 \b
 Examples:
@@ -64,7 +66,7 @@ Examples:
     show_default=True,
     help="Where it runs.",
 )
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: onnxruntime's choice]")
+@click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads.  [default: onnxruntime's choice]")
 @click.version_option(package_name="steplm")
 def main(
     bundle: Path,
@@ -99,7 +101,10 @@ def main(
     if params.top_k > vocab_size:
         raise ValueError(f"top_k must be at least 0 and at most {vocab_size}, got {params.top_k}")
     seed = secrets.randbelow(1 << 32) if seed is None else seed
-    pieces = generate_samples(model, prompt or "", params, seed=seed, indices=tuple(range(samples)))
+    groups = (range(first, min(first + _BATCH, samples)) for first in range(0, samples, _BATCH))
+    pieces = itertools.chain.from_iterable(
+        generate_samples(model, prompt or "", params, seed=seed, indices=tuple(group)) for group in groups
+    )
     started = time.perf_counter()
     streams = samples == 1 and not as_json
     count = _stream(pieces) if streams else _collect(pieces, samples, as_json=as_json)
@@ -109,13 +114,8 @@ def main(
 
 def _read_prompt(name: str) -> str:
     """The prompt in a file; the line break that ends its last line is not part of it."""
-    if name == "-":
-        try:
-            text = sys.stdin.buffer.read().decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise click.ClickException(f"standard input: not UTF-8 at byte {error.start}") from None
-        return text.removesuffix("\n")
-    return read_text_file(Path(name)).removesuffix("\n")
+    path = Path("/dev/stdin" if name == "-" else name)
+    return read_text_file(path).removesuffix("\n")
 
 
 def _stream(pieces: Iterator[Piece]) -> int:
@@ -135,22 +135,27 @@ def _stream(pieces: Iterator[Piece]) -> int:
 def _collect(pieces: Iterator[Piece], samples: int, *, as_json: bool) -> int:
     """Write several texts, each when it and those before it are complete; return the number of tokens."""
     texts, tokens = [""] * samples, [0] * samples
-    finish = ["length"] * samples
+    finish: list[str | None] = [None] * samples
+    written = 0
     for piece in pieces:
         texts[piece.index] += piece.text
         tokens[piece.index] += 1
-        finish[piece.index] = piece.finish or finish[piece.index]
-    for index in range(samples):
-        if as_json:
-            record = {
-                "index": index,
-                "text": texts[index],
-                "tokens": tokens[index],
-                "finish": finish[index],
-            }
-            line = json.dumps(record, ensure_ascii=False) + "\n"
-        else:
-            line = f"--- {index + 1} of {samples}\n{texts[index]}" + "\n" * (not texts[index].endswith("\n"))
-        sys.stdout.buffer.write(line.encode("utf-8", "replace"))
-    sys.stdout.buffer.flush()
+        finish[piece.index] = piece.finish
+        while written < samples and finish[written]:
+            _write_sample(written, samples, texts[written], tokens[written], finish[written], as_json)
+            written += 1
+    for index in range(written, samples):  # of no tokens at all
+        _write_sample(index, samples, "", 0, "length", as_json)
     return sum(tokens)
+
+
+def _write_sample(
+    index: int, samples: int, text: str, tokens: int, finish: str | None, as_json: bool
+) -> None:
+    if as_json:
+        record = {"index": index, "text": text, "tokens": tokens, "finish": finish}
+        line = json.dumps(record, ensure_ascii=False) + "\n"
+    else:
+        line = f"--- {index + 1} of {samples}\n{text}" + "\n" * (not text.endswith("\n"))
+    sys.stdout.buffer.write(line.encode("utf-8", "replace"))
+    sys.stdout.buffer.flush()

@@ -42,7 +42,7 @@ Examples:
     show_default=True,
     help="Where it runs.",
 )
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: onnxruntime's choice]")
+@click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads.  [default: onnxruntime's choice]")
 @click.version_option(package_name="steplm")
 def main(
     bundle: Path,
