@@ -124,7 +124,8 @@ def _decoded(path: Path, start: int, end: int | None) -> Iterator[str]:
     undecoded = b""
     try:
         with path.open("rb") as file:
-            file.seek(start)
+            if start:  # a pipe cannot seek
+                file.seek(start)
             position = start
             while block := file.read(_READ_BYTES if end is None else min(_READ_BYTES, end - position)):
                 position += len(block)
