@@ -66,7 +66,13 @@ def test_the_trainer_does_not_know_the_exporter() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["lm_trainer.command", "lm_export.command", "lm_runtime.commands.generate", "lm_runtime.commands.score"],
+    [
+        "lm_trainer.command",
+        "lm_export.command",
+        "lm_runtime.commands.generate",
+        "lm_runtime.commands.score",
+        "lm_runtime.commands.bench",
+    ],
 )
 def test_help_waits_for_nothing_heavy(module: str) -> None:
     heavy = ("torch", "onnx", "onnxruntime", "numpy", "tokenizers", "matplotlib", "pooch", "tqdm")

@@ -99,10 +99,19 @@ def test_however_a_text_is_cut_into_calls_the_result_is_the_same_bits(
 
 def test_a_prompt_longer_than_one_call_is_read_to_the_same_state(model: OnnxModel) -> None:
     ids = random_ids(model, 1, 1300)
-    logits, state = read(model, ids[0].tolist(), initial_state(model, 1))
-    whole, whole_state = model.step(ids, initial_state(model, 1))
-    assert np.array_equal(logits, whole[0, -1])
+    state = read(model, ids[0].tolist(), initial_state(model, 1))
+    _, whole_state = model.step(ids, initial_state(model, 1))
     assert all(map(np.array_equal, state, whole_state))
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_bound_steps_are_bit_for_bit_the_plain_ones(model: OnnxModel, batch: int) -> None:
+    ids = random_ids(model, batch, 12)
+    stepper, state = model.stepper(initial_state(model, batch)), initial_state(model, batch)
+    for step in range(12):
+        logits, state = model.step(ids[:, step : step + 1], state)
+        assert np.array_equal(stepper.step(ids[:, step].tolist()), logits[:, 0])
+        assert all(map(np.array_equal, stepper.state(), state))
 
 
 @pytest.mark.parametrize("case", range(len(SAMPLED)))

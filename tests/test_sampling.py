@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lm_runtime.sampling import (
+    Sampler,
     SamplingParams,
-    choose,
     draw,
     keep_min_p,
     keep_top_k,
@@ -23,6 +23,17 @@ from lm_runtime.sampling import (
 LOGITS = st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=400).map(
     lambda values: np.array(values, dtype=np.float32)
 )
+
+
+def choose(
+    values: NDArray[np.float32],
+    params: SamplingParams,
+    generator: np.random.Generator,
+    banned: int | None = None,
+) -> int:
+    sampler = Sampler(params, values.size, 1, banned)
+    sampler.weigh(values[None])
+    return sampler.choose(0, generator)
 
 
 def logits(*probabilities: float) -> NDArray[np.float32]:
@@ -120,6 +131,67 @@ def test_temperature_flattens() -> None:
     generator = np.random.default_rng(0)
     hot = np.mean([choose(values, SamplingParams(temperature=2), generator) for _ in range(4000)])
     assert hot == pytest.approx(1 / 3, abs=0.03)  # sqrt(0.2) / (sqrt(0.8) + sqrt(0.2))
+
+
+FILTERS = [
+    SamplingParams(),
+    SamplingParams(temperature=0.7),
+    SamplingParams(top_p=0.5),
+    SamplingParams(top_p=0.9, min_p=0.2),
+    SamplingParams(min_p=0.3),
+    SamplingParams(top_k=3),
+    SamplingParams(top_k=4, top_p=0.7, temperature=1.3),
+]
+
+
+def filtered(values: NDArray[np.float32], params: SamplingParams) -> NDArray[np.float64]:
+    """The distribution by the filters one after the other."""
+    values = values / np.float32(params.temperature)
+    values = keep_top_k(values, params.top_k) if params.top_k else values
+    values = keep_top_p(values, params.top_p) if params.top_p < 1 else values
+    values = keep_min_p(values, params.min_p) if params.min_p else values
+    weights = np.exp(values - values.max(), dtype=np.float64)
+    return np.asarray(weights / weights.sum())
+
+
+@pytest.mark.parametrize("params", FILTERS)
+@pytest.mark.parametrize("vocab_size", [9, 700])
+def test_the_sampler_has_the_distribution_that_the_filters_leave(
+    params: SamplingParams, vocab_size: int
+) -> None:
+    """With and without blocks; the seeds are fixed, so that four standard deviations hold for good."""
+    values = (np.random.default_rng(3).standard_normal(vocab_size) * 2.5).astype(np.float32)
+    expected = filtered(values, params)
+    sampler, generator = Sampler(params, vocab_size, 1), np.random.default_rng(5)
+    sampler.weigh(values[None])
+    draws = 20_000
+    counts = np.bincount([sampler.choose(0, generator) for _ in range(draws)], minlength=vocab_size)
+    assert not counts[expected == 0].any()
+    deviation = np.sqrt(draws * expected * (1 - expected))
+    assert (np.abs(counts - draws * expected) <= 4.5 * deviation + 1).all()
+
+
+@pytest.mark.parametrize("params", [*FILTERS, SamplingParams(temperature=0)])
+def test_a_row_is_sampled_as_it_is_alone(params: SamplingParams) -> None:
+    rows = (np.random.default_rng(0).standard_normal((5, 1000)) * 3).astype(np.float32)
+    together = Sampler(params, 1000, 5, banned=7)
+    together.weigh(rows)
+    for row in range(5):
+        alone = Sampler(params, 1000, 1, banned=7)
+        alone.weigh(rows[row : row + 1])
+        chosen = [
+            [sampler.choose(number, np.random.default_rng(seed)) for seed in range(200)]
+            for sampler, number in ((together, row), (alone, 0))
+        ]
+        assert chosen[0] == chosen[1]
+
+
+def test_a_flat_distribution_with_a_small_p_does_not_draw_for_ever() -> None:
+    values = np.linspace(0, 1e-3, 5000, dtype=np.float32)
+    sampler, generator = Sampler(SamplingParams(top_p=0.001), 5000, 1), np.random.default_rng(0)
+    sampler.weigh(values[None])
+    kept = set(np.flatnonzero(keep_top_p(values, 0.001) > -np.inf).tolist())
+    assert {sampler.choose(0, generator) for _ in range(300)} <= kept
 
 
 @pytest.mark.parametrize(

@@ -13,17 +13,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lm_runtime.files import UnusableFileError
-    from lm_runtime.generation import generate, generate_samples
-    from lm_runtime.model import State, initial_state, load
+    from lm_runtime.generation import generate, generate_batch, generate_samples
+    from lm_runtime.model import initial_state, load
     from lm_runtime.sampling import SamplingParams
     from lm_runtime.scoring import Score, score_file
+    from lm_runtime.session import Session
+    from lm_runtime.stepper import State
 
 __all__ = [
     "SamplingParams",
     "Score",
+    "Session",
     "State",
     "UnusableFileError",
     "generate",
+    "generate_batch",
     "generate_samples",
     "initial_state",
     "load",
@@ -33,9 +37,11 @@ __all__ = [
 _HOME = {
     "SamplingParams": "sampling",
     "Score": "scoring",
-    "State": "model",
+    "Session": "session",
+    "State": "stepper",
     "UnusableFileError": "files",
     "generate": "generation",
+    "generate_batch": "generation",
     "generate_samples": "generation",
     "initial_state": "model",
     "load": "model",

@@ -6,23 +6,20 @@ another sequence: sample 3 of a batch of 8 is, token for token, what it would be
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
-from lm_runtime.model import StepModel, initial_state, read, repeat_state
-from lm_runtime.sampling import SamplingParams, choose
+from lm_runtime.model import StepModel, join_states, state_of
+from lm_runtime.sampling import Sampler, SamplingParams
+from lm_runtime.session import Session
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Piece:
     """What one step added to one sequence."""
 
     index: int
-    """Which sample."""
+    """Which sequence, counted from 0."""
     text: str
     """The text that became certain; may be empty."""
     token: int
@@ -32,18 +29,27 @@ class Piece:
 
 
 def generate(
-    model: StepModel, prompt: str = "", params: SamplingParams | None = None, *, seed: int = 0, index: int = 0
+    model: StepModel,
+    prompt: str | Session = "",
+    params: SamplingParams | None = None,
+    *,
+    seed: int = 0,
+    index: int = 0,
 ) -> Iterator[str]:
     """Generate one text, piece by piece.
 
     Args:
         model: from :func:`lm_runtime.load`.
-        prompt: what the text continues; the pieces do not repeat it.
+        prompt: what the text continues; the pieces do not repeat it. A session goes on where it is, with
+            its own generator, and is where the text ends afterwards.
         params: how to choose; by default as :class:`SamplingParams`.
         seed: of the generator, at least 0.
         index: which of the samples of that seed.
     """
-    for piece in generate_samples(model, prompt, params, seed=seed, indices=(index,)):
+    session = prompt if isinstance(prompt, Session) else Session.start(model, prompt, seed=seed, index=index)
+    for piece in generate_batch(model, [session], params):
+        if piece.finish == "length" and session is not prompt:
+            piece.text += session.flush()
         if piece.text:
             yield piece.text
 
@@ -54,96 +60,85 @@ def generate_samples(
     params: SamplingParams | None = None,
     *,
     seed: int = 0,
-    indices: tuple[int, ...] = (0,),
+    indices: Sequence[int] = (0,),
 ) -> Iterator[Piece]:
     """Generate several texts from one prompt, as one batch; the prompt is read once.
 
     Yields:
-        a piece for each sample and step, in the order of ``indices``.
+        a piece for each sample and step, in the order of ``indices``; its index is that of the sample.
+    """
+    first = Session.start(model, prompt, seed=seed)
+    sessions = [first.fork(seed=seed, index=index) for index in indices]
+    for piece in generate_batch(model, sessions, params):
+        if piece.finish == "length":
+            piece.text += sessions[piece.index].flush()
+        piece.index = indices[piece.index]
+        yield piece
+
+
+def generate_batch(
+    model: StepModel, sessions: Sequence[Session], params: SamplingParams | None = None
+) -> Iterator[Piece]:
+    """Go on with several sessions at once, of whatever prompts and lengths.
+
+    A session that has ended leaves the batch, and the others go on without it. Each session is where its
+    text ends afterwards, also when the iteration is broken off. What it holds back of an unfinished
+    character or of the beginning of a stop string stays in it, for the next piece or for
+    :meth:`Session.flush`.
+
+    Yields:
+        a piece for each session and step, in the order of ``sessions``.
     """
     params = params or SamplingParams()
-    tokenizer = model.tokenizer
-    prompt_ids = tokenizer.encode(prompt)
-    logits, state = read(model, [tokenizer.eos_id, *prompt_ids], initial_state(model, 1))
-    rows = np.broadcast_to(logits, (len(indices), logits.size))
-    state = repeat_state(model, state, len(indices))
-    sequences = [_Sequence(model, index, prompt_ids, params, seed) for index in indices]
-    for step in range(params.max_tokens):
-        # A finished sequence stays in its row until all have ended; what it reads there is not used.
-        token = np.full((len(indices), 1), tokenizer.eos_id, dtype=np.int64)
-        for row, sequence in enumerate(sequences):
-            if not sequence.finished:
-                piece = sequence.take(rows[row], last=step + 1 == params.max_tokens)
-                token[row, 0] = piece.token
-                yield piece
-        if all(sequence.finished for sequence in sequences):
-            return
-        batch_logits, state = model.step(token, state)
-        rows = batch_logits[:, -1]  # (batch, vocab)
+    unk_id = None if params.allow_unk else model.tokenizer.unk_id
+    running = [_Row(number, session, params) for number, session in enumerate(sessions)]
+    if not params.max_tokens:
+        return
+    while running:
+        stepper = model.stepper(join_states(model, [row.session.state for row in running]))
+        sampler = Sampler(params, model.tokenizer.vocab_size, len(running), unk_id)
+        penalized = [row.session.seen for row in running] if params.repetition_penalty != 1 else []
+        tokens = [row.session.token for row in running]
+        ended = False
+        try:
+            while not ended:
+                sampler.weigh(stepper.step(tokens), penalized)
+                for number, row in enumerate(running):
+                    tokens[number] = row.session.token = token = sampler.choose(number, row.session.generator)
+                    text, finish = row.take(token)
+                    ended = ended or finish is not None
+                    yield Piece(row.number, text, token, finish)
+        finally:
+            state = stepper.state()
+            for number, row in enumerate(running):
+                row.session.state = state_of(model, state, number)
+        running = [row for row in running if not row.finished]
 
 
-class _Sequence:
-    """One sample: its generator, its history, and what of its text may be shown."""
+class _Row:
+    """A session in a batch, and how much of its text is still to come."""
 
-    def __init__(
-        self, model: StepModel, index: int, prompt_ids: list[int], params: SamplingParams, seed: int
-    ) -> None:
+    def __init__(self, number: int, session: Session, params: SamplingParams) -> None:
+        self.number = number
+        self.session = session
         self.finished = False
-        self._index = index
-        self._params = params
-        self._generator = np.random.default_rng([seed, index])
-        self._decoder = model.tokenizer.decoder(prompt_ids)
-        self._banned = None if params.allow_unk else model.tokenizer.unk_id
-        self._seen = Counter(prompt_ids) if params.repetition_penalty != 1 else Counter[int]()
-        self._stops = StopScanner(params.stop)
+        self._left = params.max_tokens
+        self._stops = params.stop
+        self._counts = params.repetition_penalty != 1
 
-    def take(self, logits: NDArray[np.float32], *, last: bool) -> Piece:
-        token = choose(logits, self._params, self._generator, seen=self._seen, banned=self._banned)
-        if self._params.repetition_penalty != 1:
-            self._seen[token] += 1
-        text = self._stops.push(self._decoder.push(token))
-        if not self._stops.found and last:
-            text += self._stops.push(self._decoder.flush())
-            text += self._stops.flush()
-        self.finished = last or self._stops.found
-        finish = ("stop" if self._stops.found else "length") if self.finished else None
-        return Piece(self._index, text, token, finish)
-
-
-class StopScanner:
-    """Passes text on up to the first stop string, which may come in pieces.
-
-    Text that may yet turn out to be the beginning of a stop string is held back.
-    """
-
-    def __init__(self, stops: tuple[str, ...]) -> None:
-        self._stops = stops
-        self._held = ""
-        self.found = False
-        """Whether a stop string has come; what follows it is dropped."""
-
-    def push(self, text: str) -> str:
-        """Take ``text`` and return what can be shown by now."""
-        if self.found:
-            return ""
-        self._held += text
-        ends = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
-        if ends:
-            self.found = True
-            shown, self._held = self._held[: min(ends)], ""
-            return shown
-        keep = max((self._overlap(stop) for stop in self._stops), default=0)
-        shown, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
-        return shown
-
-    def flush(self) -> str:
-        """What was held back, when no more text comes."""
-        shown, self._held = self._held, ""
-        return shown
-
-    def _overlap(self, stop: str) -> int:
-        """The length of the longest beginning of ``stop`` that ends the held text."""
-        for length in range(min(len(stop) - 1, len(self._held)), 0, -1):
-            if self._held.endswith(stop[:length]):
-                return length
-        return 0
+    def take(self, token: int) -> tuple[str, str | None]:
+        """Add ``token`` to the text; return what can be shown, and why the text ends if it does."""
+        session = self.session
+        session.position += 1
+        if self._counts:
+            session.seen.add(token)
+        text = session.decoder.push(token)
+        finish = None
+        if self._stops:
+            text, stopped = session.stops.push(text, self._stops)
+            finish = "stop" if stopped else None
+        self._left -= 1
+        if not self._left and not finish:
+            finish = "length"
+        self.finished = finish is not None
+        return text, finish

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import onnxruntime as ort
@@ -30,12 +30,10 @@ from lm_runtime.bundle import (
 )
 from lm_runtime.files import UnusableFileError
 from lm_runtime.sampling import SamplingParams
+from lm_runtime.stepper import BoundStepper, State, Stepper
 from lm_runtime.tokenizer import Tokenizer
 
 Provider = Literal["auto", "cpu", "cuda"]
-State = tuple[NDArray[Any], ...]
-"""One array for each state tensor; each sequence of the batch has its slice along the batch axis."""
-
 READ_TOKENS = 512
 """The most tokens read in one call: it bounds the logits held at a time."""
 
@@ -56,6 +54,13 @@ class StepModel(Protocol):
 
     def step(self, token: NDArray[np.int64], state: State) -> tuple[NDArray[np.float32], State]:
         """Read ``token`` ``(batch, time)``; return logits ``(batch, time, vocab)`` and the new state."""
+
+    def stepper(self, state: State) -> Stepper:
+        """Take many single steps from ``state``."""
+
+    @property
+    def identity(self) -> str:
+        """What tells the weights from all others; a state is of use only with the weights that made it."""
 
 
 class OnnxModel:
@@ -112,6 +117,15 @@ class OnnxModel:
         logits, *after = self._session.run(self._output_names, feeds)
         return logits, tuple(after)
 
+    def stepper(self, state: State) -> Stepper:
+        """Take many single steps from ``state``, faster than by :meth:`step`."""
+        return BoundStepper(self._session, self.states, state, self.config.vocab_size, self.provider)
+
+    @property
+    def identity(self) -> str:
+        """The sha256 of the graph's file."""
+        return self.config.files[MODELS[self.precision]]
+
 
 def load(
     folder: str | Path,
@@ -132,24 +146,28 @@ def initial_state(model: StepModel, batch: int) -> State:
     )
 
 
-def repeat_state(model: StepModel, state: State, times: int) -> State:
-    """The state of a batch in which each sequence of ``state`` stands ``times`` times in a row."""
+def join_states(model: StepModel, states: Sequence[State]) -> State:
+    """The state of the batch that has the sequences of ``states`` one after the other."""
     return tuple(
-        np.repeat(array, times, axis=tensor.batch_axis)
+        np.concatenate(arrays, axis=tensor.batch_axis)
+        for tensor, arrays in zip(model.states, zip(*states, strict=True), strict=True)
+    )
+
+
+def state_of(model: StepModel, state: State, row: int) -> State:
+    """The state of one sequence of a batch, as a batch of 1."""
+    return tuple(
+        np.take(array, [row], axis=tensor.batch_axis)
         for tensor, array in zip(model.states, state, strict=True)
     )
 
 
-def read(model: StepModel, ids: Sequence[int], state: State) -> tuple[NDArray[np.float32], State]:
-    """Read ``ids`` (at least one) into a state of batch 1, up to :data:`READ_TOKENS` in one call.
-
-    Returns:
-        the logits behind the last token ``(vocab,)`` and the state.
-    """
+def read(model: StepModel, ids: Sequence[int], state: State) -> State:
+    """Read ``ids`` into a state of batch 1, up to :data:`READ_TOKENS` in one call."""
     token = np.array(ids, dtype=np.int64)[None]
     for start in range(0, token.shape[1], READ_TOKENS):
-        logits, state = model.step(token[:, start : start + READ_TOKENS], state)
-    return logits[0, -1], state
+        _, state = model.step(token[:, start : start + READ_TOKENS], state)
+    return state
 
 
 def _open_session(path: Path, provider: Provider, threads: int | None) -> ort.InferenceSession:

@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import tokenizers
@@ -180,6 +180,29 @@ class StreamDecoder:
             data = b" " + data
         self._line_start = is_eos
         return self._bytes.decode(data)
+
+    def copy(self) -> StreamDecoder:
+        """A second decoder from here; neither changes the other."""
+        return StreamDecoder.from_dict(self._tokenizer, self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Where the decoder is, as plain values."""
+        return {
+            "undecoded": self._bytes.getstate()[0].hex(),
+            "line_start": self._line_start,
+            "recent": list(self._recent),
+            "shown": self._shown,
+        }
+
+    @classmethod
+    def from_dict(cls, tokenizer: Tokenizer, values: dict[str, Any]) -> StreamDecoder:
+        """The decoder that :meth:`to_dict` described."""
+        decoder = cls(tokenizer, ())
+        decoder._bytes.setstate((bytes.fromhex(values["undecoded"]), 0))
+        decoder._line_start = bool(values["line_start"])
+        decoder._recent = [int(token) for token in values["recent"]]
+        decoder._shown = int(values["shown"])
+        return decoder
 
     def flush(self) -> str:
         """What is left of a character that was never completed, as U+FFFD."""

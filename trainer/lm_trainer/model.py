@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lm_runtime.bundle import recurrent_states
-from lm_runtime.model import State
+from lm_runtime.stepper import PlainStepper, State, Stepper
 from lm_runtime.tokenizer import Tokenizer
 from lm_trainer.config import ModelConfig
 
@@ -114,6 +115,18 @@ class TorchStepModel:
             tuple(torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in state),
         )
         return logits.cpu().numpy(), tuple(tensor.cpu().numpy() for tensor in after)
+
+    def stepper(self, state: State) -> Stepper:
+        """As :meth:`lm_runtime.model.OnnxModel.stepper`."""
+        return PlainStepper(self.step, state)
+
+    @property
+    def identity(self) -> str:
+        """The sha256 of the weights."""
+        digest = hashlib.sha256()
+        for tensor in self._model.state_dict().values():
+            digest.update(tensor.cpu().numpy().tobytes())
+        return digest.hexdigest()
 
 
 @torch.no_grad()

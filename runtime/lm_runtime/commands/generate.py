@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from lm_runtime.generation import Piece
+    from lm_runtime.model import OnnxModel
+    from lm_runtime.session import Session
 
 _BATCH = 32  # samples at a time; more would only take more memory
 _EXAMPLES = """
@@ -29,6 +31,8 @@ Examples:
   lm-generate my-bundle --prompt "Once upon" --temperature 0.8 --top-p 0.95
   lm-generate my-bundle --max-tokens 1000 --seed 1 > sample.txt
   lm-generate my-bundle --stop '\\n' --samples 5 --json
+  lm-generate my-bundle --prompt "Once upon" --save-state tale.npz
+  lm-generate my-bundle --load-state tale.npz     the same text, bit for bit, from there on
   echo "Once upon" | lm-generate my-bundle --prompt-file -
 """
 
@@ -55,6 +59,15 @@ Examples:
     "--seed", type=click.IntRange(min=0), help="Makes a run repeatable.  [default: a new one each time]"
 )
 @click.option("--samples", type=click.IntRange(min=1), default=1, show_default=True, help="How many texts.")
+@click.option(
+    "--save-state",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Save where the text ends, to go on from there.",
+)
+@click.option(
+    "--load-state", type=click.Path(path_type=Path), metavar="FILE", help="Go on where a text was saved."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a text.")
 @click.option(
     "--precision", type=click.Choice(["fp32", "int8"]), default="fp32", show_default=True, help="Which graph."
@@ -74,6 +87,8 @@ def main(
     prompt_file: str | None,
     seed: int | None,
     samples: int,
+    save_state: Path | None,
+    load_state: Path | None,
     as_json: bool,
     precision: Any,
     provider: Any,
@@ -85,7 +100,7 @@ def main(
     The text goes to standard output, notes to standard error. No torch is needed.
     """
     with imports():
-        from lm_runtime.generation import generate_samples
+        from lm_runtime.generation import generate_batch, generate_samples
         from lm_runtime.model import OnnxModel
 
     if prompt is not None and prompt_file is not None:
@@ -100,16 +115,41 @@ def main(
     vocab_size = model.config.vocab_size
     if params.top_k > vocab_size:
         raise ValueError(f"top_k must be at least 0 and at most {vocab_size}, got {params.top_k}")
+    started = time.perf_counter()
+    if save_state or load_state:
+        if samples > 1 or as_json:
+            raise click.UsageError(
+                "--save-state and --load-state go on with one text; leave out --samples and --json"
+            )
+        session = _session(model, load_state, prompt or "", seed)
+        count = _stream(generate_batch(model, [session], params))
+        if save_state:
+            session.save(save_state, model)
+        note(_rate(count, time.perf_counter() - started) + f", position {session.position:,}")
+        return
     seed = secrets.randbelow(1 << 32) if seed is None else seed
     groups = (range(first, min(first + _BATCH, samples)) for first in range(0, samples, _BATCH))
     pieces = itertools.chain.from_iterable(
-        generate_samples(model, prompt or "", params, seed=seed, indices=tuple(group)) for group in groups
+        generate_samples(model, prompt or "", params, seed=seed, indices=group) for group in groups
     )
-    started = time.perf_counter()
     streams = samples == 1 and not as_json
     count = _stream(pieces) if streams else _collect(pieces, samples, as_json=as_json)
-    seconds = time.perf_counter() - started
-    note(f"{count} tokens in {seconds:.1f} s ({count / max(seconds, 1e-9):.0f} tokens/s), seed {seed}")
+    note(_rate(count, time.perf_counter() - started) + f", seed {seed}")
+
+
+def _rate(count: int, seconds: float) -> str:
+    return f"{count} tokens in {seconds:.1f} s ({count / max(seconds, 1e-9):.0f} tokens/s)"
+
+
+def _session(model: OnnxModel, load_state: Path | None, prompt: str, seed: int | None) -> Session:
+    """The session to go on with: a new one, or a saved one that reads the prompt and keeps its generator."""
+    from lm_runtime.session import Session
+
+    if load_state is None:
+        return Session.start(model, prompt, seed=secrets.randbelow(1 << 32) if seed is None else seed)
+    session = Session.load(load_state, model)
+    session.read(model, prompt)
+    return session if seed is None else session.fork(seed=seed)
 
 
 def _read_prompt(name: str) -> str:

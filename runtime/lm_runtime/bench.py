@@ -1,0 +1,128 @@
+"""Measuring a bundle on this machine: rates, the share of time outside the graph, the memory's limit.
+
+Every figure is a median of several runs. Knows nothing about the command line.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lm_runtime.bundle import MODELS
+from lm_runtime.generation import generate_batch
+from lm_runtime.model import OnnxModel, initial_state
+from lm_runtime.sampling import SamplingParams
+from lm_runtime.session import Session
+
+_RUNS = 5
+_BANDWIDTH_BYTES = 1 << 28
+_THREADS = 2
+
+
+@dataclass(frozen=True)
+class StepRate:
+    """Single steps of one batch."""
+
+    precision: str
+    """fp32 or int8."""
+    batch: int
+    """Sequences side by side."""
+    graph: float
+    """Tokens a second of the graph's runs alone, all sequences together."""
+    generation: float
+    """Tokens a second of text, sampling (top-p 0.95) and decoding included."""
+
+    @property
+    def outside(self) -> float:
+        """Microseconds a token outside the graph's run."""
+        return 1e6 / self.generation - 1e6 / self.graph
+
+
+@dataclass(frozen=True)
+class PromptRate:
+    """Reading a prompt of 512 tokens."""
+
+    precision: str
+    """fp32 or int8."""
+    one_call: float
+    """Tokens a second in one call."""
+    stepping: float
+    """Tokens a second step by step."""
+
+
+def memory_bandwidth() -> float:
+    """Bytes a second that two threads read from memory, far more than a cache holds."""
+    data = np.ones(_BANDWIDTH_BYTES // 4, dtype=np.float32)
+    parts = np.split(data, _THREADS)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return _BANDWIDTH_BYTES / _median_time(lambda: list(pool.map(np.max, parts)))
+
+
+def weights_bytes(model: OnnxModel) -> int:
+    """What a step at batch 1 reads: the graph's file but for the embedding, of which it reads one row."""
+    size = (model.folder / MODELS[model.precision]).stat().st_size
+    width = 4 if model.precision == "fp32" else 1
+    tied = model.config.tie_word_embeddings and model.precision == "fp32"
+    return size - (0 if tied else width * model.config.vocab_size * model.config.embedding_dim)
+
+
+def step_rate(model: OnnxModel, batch: int, tokens: int) -> StepRate:
+    """Measure ``tokens`` steps at a batch size.
+
+    Graph and generation take turns, so that both see the same machine.
+    """
+    stepper = model.stepper(initial_state(model, batch))
+    read = [model.tokenizer.eos_id] * batch
+    params = SamplingParams(top_p=0.95, max_tokens=tokens)
+
+    def graph() -> None:
+        for _ in range(tokens):
+            stepper.step(read)
+
+    def text() -> None:
+        sessions = [Session.start(model, seed=1, index=index) for index in range(batch)]
+        for _ in generate_batch(model, sessions, params):
+            pass
+
+    times = [(_time(graph), _time(text)) for _ in range(_RUNS + 1)][1:]
+    medians = [statistics.median(column) for column in zip(*times, strict=True)]
+    return StepRate(model.precision, batch, *(batch * tokens / median for median in medians))
+
+
+def prompt_rate(model: OnnxModel, tokens: int = 512) -> PromptRate:
+    """Measure reading a prompt in one call and step by step."""
+    ids = np.arange(tokens)[None] % model.config.vocab_size
+    stepper = model.stepper(initial_state(model, 1))
+    state = initial_state(model, 1)
+
+    def stepping() -> None:
+        for token in ids[0].tolist():
+            stepper.step([token])
+
+    return PromptRate(
+        model.precision,
+        tokens / _median_time(lambda: model.step(ids, state)),
+        tokens / _median_time(stepping),
+    )
+
+
+def load_seconds(folder: Path, **options: object) -> float:
+    """Seconds to load a bundle, every check included."""
+    return _median_time(lambda: OnnxModel(folder, **options))  # type: ignore[arg-type]
+
+
+def _median_time(work: Callable[[], object]) -> float:
+    work()
+    return statistics.median(_time(work) for _ in range(_RUNS))
+
+
+def _time(work: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
