@@ -64,16 +64,16 @@ def test_the_trainer_does_not_know_the_exporter() -> None:
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "lm_trainer.command",
-        "lm_export.command",
-        "lm_runtime.commands.generate",
-        "lm_runtime.commands.score",
-        "lm_runtime.commands.bench",
-    ],
-)
+COMMANDS = [
+    "lm_trainer.command",
+    "lm_export.command",
+    "lm_runtime.commands.generate",
+    "lm_runtime.commands.score",
+    "lm_runtime.commands.bench",
+]
+
+
+@pytest.mark.parametrize("module", COMMANDS)
 def test_help_waits_for_nothing_heavy(module: str) -> None:
     heavy = ("torch", "onnx", "onnxruntime", "numpy", "tokenizers", "matplotlib", "pooch", "tqdm")
     result = python(f"import {module}; {module}.main(['--help'])", heavy)
