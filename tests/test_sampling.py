@@ -33,7 +33,7 @@ def choose(
 ) -> int:
     sampler = Sampler(params, values.size, 1, banned)
     sampler.weigh(values[None])
-    return sampler.choose(0, generator)
+    return sampler.choose([generator])[0]
 
 
 def logits(*probabilities: float) -> NDArray[np.float32]:
@@ -165,7 +165,7 @@ def test_the_sampler_has_the_distribution_that_the_filters_leave(
     sampler, generator = Sampler(params, vocab_size, 1), np.random.default_rng(5)
     sampler.weigh(values[None])
     draws = 20_000
-    counts = np.bincount([sampler.choose(0, generator) for _ in range(draws)], minlength=vocab_size)
+    counts = np.bincount([sampler.choose([generator])[0] for _ in range(draws)], minlength=vocab_size)
     assert not counts[expected == 0].any()
     deviation = np.sqrt(draws * expected * (1 - expected))
     assert (np.abs(counts - draws * expected) <= 4.5 * deviation + 1).all()
@@ -174,16 +174,24 @@ def test_the_sampler_has_the_distribution_that_the_filters_leave(
 @pytest.mark.parametrize("params", [*FILTERS, SamplingParams(temperature=0)])
 def test_a_row_is_sampled_as_it_is_alone(params: SamplingParams) -> None:
     rows = (np.random.default_rng(0).standard_normal((5, 1000)) * 3).astype(np.float32)
+    rows[2, 7] = rows[3, 7] = 30  # the banned token is the most probable one
     together = Sampler(params, 1000, 5, banned=7)
     together.weigh(rows)
+    generators = [np.random.default_rng(row) for row in range(5)]
+    drawn = np.array([together.choose(generators) for _ in range(200)])
     for row in range(5):
-        alone = Sampler(params, 1000, 1, banned=7)
+        alone, generator = Sampler(params, 1000, 1, banned=7), np.random.default_rng(row)
         alone.weigh(rows[row : row + 1])
-        chosen = [
-            [sampler.choose(number, np.random.default_rng(seed)) for seed in range(200)]
-            for sampler, number in ((together, row), (alone, 0))
-        ]
-        assert chosen[0] == chosen[1]
+        assert [alone.choose([generator])[0] for _ in range(200)] == drawn[:, row].tolist()
+    assert not (drawn == 7).any()
+
+
+@pytest.mark.parametrize("vocab_size", [200, 1000])
+def test_of_equals_the_smaller_ids_are_kept(vocab_size: int) -> None:
+    sampler, generator = Sampler(SamplingParams(top_p=0.25), vocab_size, 1), np.random.default_rng(0)
+    sampler.weigh(np.zeros((1, vocab_size), dtype=np.float32))
+    drawn = {sampler.choose([generator])[0] for _ in range(3000)}
+    assert max(drawn) == vocab_size // 4 - 1
 
 
 def test_a_flat_distribution_with_a_small_p_does_not_draw_for_ever() -> None:
@@ -191,7 +199,7 @@ def test_a_flat_distribution_with_a_small_p_does_not_draw_for_ever() -> None:
     sampler, generator = Sampler(SamplingParams(top_p=0.001), 5000, 1), np.random.default_rng(0)
     sampler.weigh(values[None])
     kept = set(np.flatnonzero(keep_top_p(values, 0.001) > -np.inf).tolist())
-    assert {sampler.choose(0, generator) for _ in range(300)} <= kept
+    assert {sampler.choose([generator])[0] for _ in range(300)} <= kept
 
 
 @pytest.mark.parametrize(

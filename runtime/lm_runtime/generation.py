@@ -99,15 +99,16 @@ def generate_batch(
         sampler = Sampler(params, model.tokenizer.vocab_size, len(running), unk_id)
         penalized = [row.session.seen for row in running] if params.repetition_penalty != 1 else []
         tokens = [row.session.token for row in running]
+        generators = [row.session.generator for row in running]
         ended = False
         try:
             while not ended:
                 sampler.weigh(stepper.step(tokens), penalized)
-                for number, row in enumerate(running):
-                    tokens[number] = row.session.token = token = sampler.choose(number, row.session.generator)
-                    text, finish = row.take(token)
-                    ended = ended or finish is not None
-                    yield Piece(row.number, text, token, finish)
+                tokens = sampler.choose(generators)
+                # All sessions first, so that each is whole should the reader break off.
+                pieces = [row.take(token) for row, token in zip(running, tokens, strict=True)]
+                ended = any(row.finished for row in running)
+                yield from pieces
         finally:
             state = stepper.state()
             for number, row in enumerate(running):
@@ -126,9 +127,10 @@ class _Row:
         self._stops = params.stop
         self._counts = params.repetition_penalty != 1
 
-    def take(self, token: int) -> tuple[str, str | None]:
-        """Add ``token`` to the text; return what can be shown, and why the text ends if it does."""
+    def take(self, token: int) -> Piece:
+        """Add ``token`` to the text."""
         session = self.session
+        session.token = token
         session.position += 1
         if self._counts:
             session.seen.add(token)
@@ -141,4 +143,4 @@ class _Row:
         if not self._left and not finish:
             finish = "length"
         self.finished = finish is not None
-        return text, finish
+        return Piece(self.number, text, token, finish)
