@@ -65,3 +65,14 @@ def invoke(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytes
         return exit_.value.code, out, err
 
     return call
+
+
+def tree(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+
+
+def one_line(err: str) -> str:
+    """The last line, which must be the only complaint."""
+    assert "Traceback" not in err
+    assert "Warning" not in err
+    return err.splitlines()[-1]

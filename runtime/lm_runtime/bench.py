@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -112,9 +113,9 @@ def prompt_rate(model: OnnxModel, tokens: int = 512) -> PromptRate:
     )
 
 
-def load_seconds(folder: Path, **options: object) -> float:
-    """Seconds to load a bundle, every check included."""
-    return _median_time(lambda: OnnxModel(folder, **options))  # type: ignore[arg-type]
+def load_seconds(folder: Path, **options: Any) -> float:
+    """Seconds to load a bundle, every check included; the options are those of :class:`OnnxModel`."""
+    return _median_time(lambda: OnnxModel(folder, **options))
 
 
 def _median_time(work: Callable[[], object]) -> float:

@@ -111,6 +111,36 @@ def _see_help(error: click.UsageError) -> str:
     return f" (see {error.ctx.info_name} --help)" if error.ctx else ""
 
 
+def where_it_runs(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of every command that opens a bundle."""
+    for option in (
+        click.option(
+            "--threads", type=click.IntRange(1, 1024), help="CPU threads.  [default: onnxruntime's choice]"
+        ),
+        click.option(
+            "--provider",
+            type=click.Choice(["auto", "cpu", "cuda"]),
+            default="auto",
+            show_default=True,
+            help="Where it runs.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def which_graph(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The option of a command that runs one of the bundle's graphs."""
+    option = click.option(
+        "--precision",
+        type=click.Choice(["fp32", "int8"]),
+        default="fp32",
+        show_default=True,
+        help="Which graph.",
+    )
+    return option(function)
+
+
 def note(text: str) -> None:
     """Tell the person at the terminal something that is not part of the result."""
     click.echo(text, err=True)

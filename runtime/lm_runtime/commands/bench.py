@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from lm_runtime.bundle import MODELS
-from lm_runtime.commands import Command, file_size, imports, note
+from lm_runtime.commands import Command, file_size, imports, note, where_it_runs
 
 _EXAMPLES = """
 \b
@@ -39,14 +39,7 @@ Examples:
     help="Steps of each of five runs.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.option(
-    "--provider",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Where it runs.",
-)
-@click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads.  [default: onnxruntime's choice]")
+@where_it_runs
 @click.version_option(package_name="steplm")
 def main(
     bundle: Path, batches: tuple[int, ...], tokens: int, as_json: bool, provider: Any, threads: int | None

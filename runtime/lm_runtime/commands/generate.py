@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lm_runtime.commands import Command, imports, note
+from lm_runtime.commands import Command, imports, note, where_it_runs, which_graph
 from lm_runtime.files import read_text_file
 
 if TYPE_CHECKING:
@@ -69,17 +69,8 @@ Examples:
     "--load-state", type=click.Path(path_type=Path), metavar="FILE", help="Go on where a text was saved."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a text.")
-@click.option(
-    "--precision", type=click.Choice(["fp32", "int8"]), default="fp32", show_default=True, help="Which graph."
-)
-@click.option(
-    "--provider",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Where it runs.",
-)
-@click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads.  [default: onnxruntime's choice]")
+@which_graph
+@where_it_runs
 @click.version_option(package_name="steplm")
 def main(
     bundle: Path,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lm_runtime.commands import Command, imports, note
+from lm_runtime.commands import Command, imports, note, where_it_runs, which_graph
 
 if TYPE_CHECKING:
     from lm_runtime.scoring import Score
@@ -32,17 +32,8 @@ Examples:
     is_flag=True,
     help="Print each token's log-probability: number, tab, token as JSON.",
 )
-@click.option(
-    "--precision", type=click.Choice(["fp32", "int8"]), default="fp32", show_default=True, help="Which graph."
-)
-@click.option(
-    "--provider",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Where it runs.",
-)
-@click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads.  [default: onnxruntime's choice]")
+@which_graph
+@where_it_runs
 @click.version_option(package_name="steplm")
 def main(
     bundle: Path,

@@ -1,0 +1,127 @@
+"""lm-export as people use and misuse it: one clear line, the right exit status, nothing left broken."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import Invoke, one_line, tree
+from lm_export.command import main as lm_export
+
+
+class Hostile:
+    """Unpickling this would run a command."""
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, ("touch executed",)
+
+
+def newer(path: Path, run: Path) -> None:
+    content = torch.load(run / "best.pt", weights_only=True)
+    torch.save({**content, "format_version": 99}, path)
+
+
+def without_weights(path: Path, run: Path) -> None:
+    content = torch.load(run / "best.pt", weights_only=True)
+    content["model"].popitem()
+    torch.save(content, path)
+
+
+def with_a_changed_byte(path: Path, run: Path) -> None:
+    """In the middle of a weight, where torch reads over it."""
+    data = bytearray((run / "best.pt").read_bytes())
+    weight = torch.load(run / "best.pt", weights_only=True)["model"]["head.weight"].numpy().tobytes()
+    data[data.index(weight) + 5] ^= 1
+    path.write_bytes(data)
+
+
+def without(name: str) -> Callable[[Path, Path], None]:
+    def make(path: Path, run: Path) -> None:
+        content = torch.load(run / "best.pt", weights_only=True)
+        del content[name]
+        torch.save(content, path)
+
+    return make
+
+
+def with_other_text(path: Path, run: Path) -> None:
+    content = torch.load(run / "best.pt", weights_only=True)
+    torch.save({**content, "held_out": content["held_out"] + 1000}, path)
+
+
+BAD_CHECKPOINTS: list[tuple[Callable[[Path, Path], object], str]] = [
+    (lambda path, run: None, "no such checkpoint; lm-train makes one"),
+    (lambda path, run: path.write_bytes(b""), "not a checkpoint, or damaged"),
+    (lambda path, run: path.write_bytes(b"junk" * 100), "not a checkpoint, or damaged"),
+    (
+        lambda path, run: path.write_bytes((run / "best.pt").read_bytes()[:-5000]),
+        "not a checkpoint, or damaged",
+    ),
+    (lambda path, run: torch.save(Hostile(), path), "refused: it holds more than tensors"),
+    (lambda path, run: path.write_bytes(pickle.dumps(Hostile())), "not a checkpoint, or damaged"),
+    (lambda path, run: torch.save({"format": "other"}, path), "not a checkpoint of steplm"),
+    (newer, "checkpoint format 99, where this version of steplm reads 1"),
+    (with_a_changed_byte, "not a checkpoint, or damaged"),
+    (without("held_out"), "damaged: held_out is missing"),
+    (without("progress"), "damaged: progress is missing"),
+    (with_other_text, "the held-out text has tokens that are not in the vocabulary"),
+    (without_weights, "damaged: Error(s) in loading state_dict"),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), BAD_CHECKPOINTS)
+def test_a_bad_checkpoint(
+    invoke: Invoke, tmp_path: Path, small_run: Path, make: Callable[[Path, Path], object], message: str
+) -> None:
+    make(tmp_path / "model.pt", small_run)
+    before = tree(tmp_path)
+    code, out, err = invoke(lm_export, "model.pt", "--out", "bundle")
+    assert (code, out) == (1, "")
+    assert message in one_line(err)
+    assert tree(tmp_path) == before  # and no file called executed
+
+
+def test_export_replaces_only_a_bundle_and_only_when_told(
+    invoke: Invoke, tmp_path: Path, small_run: Path, small_bundle: Path
+) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/notes.txt").write_text("mine")
+    code, _, err = invoke(lm_export, small_run, "--out", "other", "--force")
+    assert (code, one_line(err)) == (
+        2,
+        "lm-export: other holds something that is not a bundle; --force replaces only a bundle",
+    )
+    shutil.copytree(small_bundle, tmp_path / "bundle")
+    code, _, err = invoke(lm_export, small_run, "--out", "bundle")
+    assert code == 2
+    assert all(word in one_line(err) for word in ("bundle holds something already", "--force", "--out"))
+    assert invoke(lm_export, small_run, "--out", "bundle", "--force")[0] == 0
+    assert tree(tmp_path) >= {"bundle/config.json", "other/notes.txt"}
+    assert "bundle/onnx/model_quantized.onnx" not in tree(tmp_path)
+    assert not [name for name in tree(tmp_path) if name.startswith(".")]
+
+
+def test_an_export_that_fills_the_disk_leaves_nothing(small_run: Path, tmp_path: Path) -> None:
+    """A limit on the size of files fails a write as a full disk does."""
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)); "
+        "from lm_export.command import main; main(sys.argv[1:])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(small_run), "--out", "bundle"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert "File too large" in one_line(result.stderr)
+    assert tree(tmp_path) == set()

@@ -1,0 +1,220 @@
+"""lm-train as people use and misuse it: one clear line, the right exit status, nothing left broken."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import FIXTURE, SMALL, TINY, Invoke, one_line, run_command, tree
+from lm_export.command import main as lm_export
+from lm_trainer.command import main as lm_train
+
+
+def write_corpus(folder: Path, train: bytes | None, valid: bytes | None = b"a b\n") -> Path:
+    folder.mkdir()
+    for name, content in (("train", train), ("valid", valid)):
+        if content is not None:
+            (folder / f"{name}.txt").write_bytes(content)
+    return folder
+
+
+BAD_CORPORA: list[tuple[bytes | None, bytes | None, int, str]] = [
+    (None, b"a\n", 1, "train.txt: missing; a corpus folder has train.txt and valid.txt"),
+    (b"a\n", None, 1, "valid.txt: missing; a corpus folder has train.txt and valid.txt"),
+    (b"", b"a\n", 1, "train.txt: empty"),
+    (b"a\n" * 99, b"", 1, "valid.txt: empty"),
+    (b"\xff\xfe", b"a\n", 1, "train.txt: not UTF-8: byte 0 is 0xff"),
+    (b"fine\n" * 300_000 + b"\x80", b"a\n", 1, "train.txt: not UTF-8: byte 1500000 is 0x80"),
+    (b"a\n" * 99, b"ab\0c", 1, "valid.txt: not a text file: byte 2 is NUL"),
+    (
+        b"\n" * 500,
+        b"\n",
+        2,
+        "the training text has no word that comes 1 times",
+    ),
+    (b"one line\n", b"a\n", 2, "the training text is too short: 3 tokens in 4 columns are 0 steps each"),
+]
+
+
+@pytest.mark.parametrize(("train", "valid", "status", "message"), BAD_CORPORA)
+def test_a_bad_corpus(
+    invoke: Invoke, tmp_path: Path, train: bytes | None, valid: bytes | None, status: int, message: str
+) -> None:
+    write_corpus(tmp_path / "corpus", train, valid)
+    code, out, err = invoke(lm_train, "corpus", *SMALL)
+    assert (code, out) == (status, "")
+    assert message in one_line(err)
+    assert not [name for name in tree(tmp_path) if name.endswith((".pt", ".partial"))]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "text.txt: empty"),
+        (b"one line", "too few lines to split off a validation and a test text"),
+        (b"a\n", "too few lines to split off a validation and a test text"),
+        (bytes(range(256)) * 40, "text.txt: "),
+    ],
+)
+def test_a_bad_text_file(invoke: Invoke, tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "text.txt").write_bytes(content)
+    code, _, err = invoke(lm_train, "text.txt", *SMALL)
+    assert code == 1
+    assert message in one_line(err)
+    assert tree(tmp_path) == {"text.txt"}
+
+
+def test_a_corpus_that_is_nowhere(invoke: Invoke, tmp_path: Path) -> None:
+    code, _, err = invoke(lm_train, "no-such-corpus")
+    assert code == 2
+    assert one_line(err).startswith(
+        "lm-train: no corpus no-such-corpus: neither a folder, a file, nor one of pydocs"
+    )
+    assert tree(tmp_path) == set()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--vocab-size", 1], "vocab_size must be from 3 to 16777216, got 1"),
+        (["--vocab-size", 200, "--tokenizer", "bpe"], "vocab_size must be at least 257 with bpe, got 200"),
+        (["--tokenizer", "sentencepiece"], "tokenizer must be word, char, bpe or a tokenizer.json"),
+        (["--seq-len", 100_000], "the training text is too short"),
+        (["--batch-size", 0], "batch_size must be from 1 to 1048576, got 0"),
+        (["--epochs", -1], "epochs must be from 1 to 1048576, got -1"),
+        (["--lr", 0], "lr must be above 0, got 0"),
+        (["--lr", "nan"], "lr must be above 0, got nan"),
+        (["--dropout", 1], "dropout must be at least 0 and below 1, got 1.0"),
+        (["--seed", -1], "seed must be from 0 to 4611686018427387904, got -1"),
+        (["--layers", 0], "num_layers must be from 1 to 64, got 0"),
+        (["--tied"], "tied weights need embedding_dim equal to hidden_size, got 24 and 32"),
+        (["--device", "cuda"], "device cuda is not available"),
+        (["--preset", "gigantic"], "Invalid value for '--preset'"),
+        (["--seed", 1 << 80], "seed must be from 0 to"),
+        (["--vocab-size", 10**16], "vocab_size must be from 3 to 16777216"),
+        (["--hidden-size", 10**7], "hidden_size must be from 1 to 65536"),
+        (["--tokenizer", FIXTURE / "tokenizer.json"], "a given tokenizer.json has its vocabulary"),
+        (["--resume", "--force"], "give --resume or --force, not both"),
+        (["--no-such-option"], "No such option"),
+    ],
+)
+def test_bad_settings(invoke: Invoke, tmp_path: Path, options: list[object], message: str) -> None:
+    if "cuda" in options and torch.cuda.is_available():
+        options, message = ["--device", "tpu"], "Invalid value for '--device'"
+    code, out, err = invoke(lm_train, TINY, *SMALL, *options)
+    assert (code, out) == (2, "")
+    assert message in one_line(err)
+    assert not [name for name in tree(tmp_path) if name.endswith((".pt", ".partial"))]
+
+
+def test_a_loss_that_is_no_number(invoke: Invoke, tmp_path: Path) -> None:
+    code, _, err = invoke(lm_train, TINY, *SMALL, "--optimizer", "sgd", "--lr", "1e38", "--out", "run")
+    assert code == 1
+    assert "the loss became" in one_line(err)
+    assert "try a lower --lr" in one_line(err)
+    assert "The last good state is run/last.pt" in one_line(err)
+    assert invoke(lm_export, "run/last.pt", "--out", "bundle")[0] == 0  # the weights of the beginning
+
+
+def test_a_folder_that_holds_something_is_left_alone(invoke: Invoke, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    code, _, err = invoke(lm_train, TINY, "--out", "run")
+    assert code == 2
+    wanted = ("run holds something already", "--resume", "--force", "--out")
+    assert all(word in one_line(err) for word in wanted)
+    assert tree(tmp_path) == {"run", "run/notes.txt"}
+
+
+@pytest.mark.parametrize("option", ["--force", "--resume"])
+def test_a_folder_that_is_no_run_is_left_alone_whatever_is_asked(
+    invoke: Invoke, tmp_path: Path, option: str
+) -> None:
+    (tmp_path / "mine/tokens").mkdir(parents=True)
+    (tmp_path / "mine/tokens/notes.txt").write_text("mine")
+    (tmp_path / "mine/tokenizer.json").write_text("mine")
+    before = tree(tmp_path)
+    code, _, err = invoke(lm_train, TINY, *SMALL, "--out", "mine", option)
+    assert code == 2
+    assert "mine holds something" in one_line(err)
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nowhere"], [TINY, "--vocab-size", 10, "--tokenizer", "bpe"], [TINY, "--seq-len", 9999]]
+)
+def test_force_leaves_the_old_run_where_the_new_one_cannot_begin(
+    invoke: Invoke, tmp_path: Path, small_run: Path, arguments: list[object]
+) -> None:
+    shutil.copytree(small_run, tmp_path / "run")
+    assert invoke(lm_train, *arguments, "--out", "run", "--force")[0] == 2
+    assert tree(tmp_path / "run") == tree(small_run)
+    assert (tmp_path / "run/best.pt").read_bytes() == (small_run / "best.pt").read_bytes()
+
+
+def test_force_replaces_the_run_and_nothing_else(invoke: Invoke, tmp_path: Path) -> None:
+    assert invoke(lm_train, TINY, "--out", "run", "--epochs", 1, *SMALL)[0] == 0
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    before = (tmp_path / "run" / "best.pt").stat().st_mtime_ns
+    assert invoke(lm_train, TINY, "--out", "run", "--epochs", 1, *SMALL, "--force")[0] == 0
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "run" / "best.pt").stat().st_mtime_ns > before
+
+
+@pytest.mark.parametrize("command", [lm_train, lm_export], ids=["lm-train", "lm-export"])
+def test_a_folder_that_is_a_file(invoke: Invoke, tmp_path: Path, small_run: Path, command: object) -> None:
+    (tmp_path / "out").write_text("mine")
+    code, _, err = invoke(command, TINY if command is lm_train else small_run, "--out", "out", "--force")
+    assert code == 2
+    assert one_line(err).endswith("out cannot be a folder: out is a file")
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+@pytest.mark.parametrize("command", ["lm-train", "lm-export"])
+def test_a_folder_that_cannot_be_written(small_run: Path, tmp_path: Path, command: str) -> None:
+    """A file in the place of the folder's parent: the one obstacle that also stops root."""
+    (tmp_path / "file").write_text("mine")
+    source = TINY if command == "lm-train" else small_run
+    result = run_command(command, source, "--out", "file/out", cwd=tmp_path, code=2)
+    assert one_line(result.stderr) == f"{command}: file/out cannot be a folder: file is a file"
+    assert tree(tmp_path) == {"file"}
+
+
+def test_resume_refuses_other_settings(invoke: Invoke, tmp_path: Path, small_run: Path) -> None:
+    shutil.copytree(small_run, tmp_path / "run")
+    refusal = "--resume goes on with the run's own settings"
+    code, _, err = invoke(lm_train, "--out", "run", "--resume", "--lr", 0.5)
+    assert (code, one_line(err)) == (2, f"lm-train: {refusal}: lr is 0.01, not 0.5")
+    for other in (["--preset", "tutorial"], ["pydocs"]):
+        code, _, err = invoke(lm_train, *other, "--out", "run", "--resume")
+        assert code == 2
+        assert refusal in one_line(err)
+
+
+def test_damaged_files_of_a_run_are_named(invoke: Invoke, tmp_path: Path, small_run: Path) -> None:
+    shutil.copytree(small_run, tmp_path / "run")
+    (tmp_path / "run/summary.json").write_text("{")
+    code, _, err = invoke(lm_train, "--out", "run", "--resume")
+    assert code == 1
+    assert "run/summary.json: damaged" in one_line(err)
+    (tmp_path / "run/summary.json").unlink()
+    (tmp_path / "run/metrics.jsonl").write_text("junk")
+    code, _, err = invoke(lm_train, "--out", "run", "--resume")
+    assert code == 1
+    assert "run/metrics.jsonl: damaged" in one_line(err)
+
+
+def test_resuming_from_a_damaged_checkpoint(invoke: Invoke, tmp_path: Path, small_run: Path) -> None:
+    shutil.copytree(small_run, tmp_path / "run")
+    (tmp_path / "run/last.pt").write_bytes(b"PK\3\4junk")
+    code, _, err = invoke(lm_train, "--out", "run", "--resume")
+    assert code == 1
+    assert "run/last.pt: not a checkpoint, or damaged" in one_line(err)
+    (tmp_path / "run/last.pt").write_bytes((small_run / "last.pt").read_bytes())
+    (tmp_path / "run/tokens/train.bin").unlink()
+    code, _, err = invoke(lm_train, "--out", "run", "--resume")
+    assert code == 1
+    assert "run/tokens/train.bin: missing" in one_line(err)
