@@ -183,6 +183,17 @@ def test_a_folder_that_cannot_be_written(small_run: Path, tmp_path: Path, comman
     assert tree(tmp_path) == {"file"}
 
 
+def test_a_given_tokenizer_is_used_as_it_is(invoke: Invoke, tmp_path: Path) -> None:
+    recipe = [*SMALL[4:], "--epochs", 1, "--tokenizer", FIXTURE / "tokenizer.json"]
+    assert invoke(lm_train, TINY, "--out", "run", *recipe)[0] == 0
+    assert (tmp_path / "run/tokenizer.json").read_text() == (FIXTURE / "tokenizer.json").read_text()
+    assert invoke(lm_train, TINY, "--out", "other", *SMALL[4:], "--tokenizer", "nowhere.json")[0] == 1
+    (tmp_path / "bad.json").write_text("{}")
+    code, _, err = invoke(lm_train, TINY, "--out", "other", *SMALL[4:], "--tokenizer", "bad.json")
+    assert code == 1
+    assert "bad.json: not a tokenizer.json" in one_line(err)
+
+
 def test_resume_refuses_other_settings(invoke: Invoke, tmp_path: Path, small_run: Path) -> None:
     shutil.copytree(small_run, tmp_path / "run")
     refusal = "--resume goes on with the run's own settings"

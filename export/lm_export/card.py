@@ -36,8 +36,8 @@ carried: largest difference {parity["logits"]:.1e} in logits and {parity["states
 (allowed: {parity["tolerance"]:.0e}); {parity["greedy_tokens"]} greedy tokens equal.
 
 ## Running it
+With steplm installed (torch is not needed):
 ```
-pip install steplm
 lm-generate {name} --prompt "..."
 lm-score {name} text.txt
 ```
