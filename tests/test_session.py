@@ -64,6 +64,12 @@ def test_a_saved_session_is_a_few_kilobytes(model: OnnxModel, tmp_path: Path) ->
     assert sizes[1] - sizes[0] < 1500  # which words came, at most the vocabulary
 
 
+def test_the_history_is_kept_whether_or_not_it_is_penalized(model: OnnxModel) -> None:
+    session = Session.start(model, "the keeper", seed=1)
+    text = go_on(model, session, 30, repetition_penalty=1.0, stop=())
+    assert session.seen == set(model.tokenizer.encode("the keeper" + text))
+
+
 def test_a_fork_leaves_the_session_alone_and_is_another_text(model: OnnxModel) -> None:
     session = Session.start(model, "the keeper of", seed=1)
     forks = [session.fork(seed=1, index=index) for index in (0, 1, 2)]

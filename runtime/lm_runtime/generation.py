@@ -56,7 +56,7 @@ def generate(
 
 def generate_samples(
     model: StepModel,
-    prompt: str = "",
+    prompt: str | Session = "",
     params: SamplingParams | None = None,
     *,
     seed: int = 0,
@@ -64,10 +64,17 @@ def generate_samples(
 ) -> Iterator[Piece]:
     """Generate several texts from one prompt, as one batch; the prompt is read once.
 
+    Args:
+        model: from :func:`lm_runtime.load`.
+        prompt: what the texts continue; a session that has read it is forked and stays as it is.
+        params: how to choose.
+        seed: of the generators.
+        indices: which of the samples of that seed.
+
     Yields:
         a piece for each sample and step, in the order of ``indices``; its index is that of the sample.
     """
-    first = Session.start(model, prompt, seed=seed)
+    first = prompt if isinstance(prompt, Session) else Session.start(model, prompt, seed=seed)
     sessions = [first.fork(seed=seed, index=index) for index in indices]
     for piece in generate_batch(model, sessions, params):
         if piece.finish == "length":
@@ -125,15 +132,13 @@ class _Row:
         self.finished = False
         self._left = params.max_tokens
         self._stops = params.stop
-        self._counts = params.repetition_penalty != 1
 
     def take(self, token: int) -> Piece:
         """Add ``token`` to the text."""
         session = self.session
         session.token = token
         session.position += 1
-        if self._counts:
-            session.seen.add(token)
+        session.seen.add(token)
         text = session.decoder.push(token)
         finish = None
         if self._stops:

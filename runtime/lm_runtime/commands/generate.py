@@ -93,6 +93,7 @@ def main(
     with imports():
         from lm_runtime.generation import generate_batch, generate_samples
         from lm_runtime.model import OnnxModel
+        from lm_runtime.session import Session
 
     if prompt is not None and prompt_file is not None:
         raise click.UsageError("give --prompt or --prompt-file, not both")
@@ -120,8 +121,9 @@ def main(
         return
     seed = secrets.randbelow(1 << 32) if seed is None else seed
     groups = (range(first, min(first + _BATCH, samples)) for first in range(0, samples, _BATCH))
+    session = Session.start(model, prompt or "")
     pieces = itertools.chain.from_iterable(
-        generate_samples(model, prompt or "", params, seed=seed, indices=group) for group in groups
+        generate_samples(model, session, params, seed=seed, indices=group) for group in groups
     )
     streams = samples == 1 and not as_json
     count = _stream(pieces) if streams else _collect(pieces, samples, as_json=as_json)
