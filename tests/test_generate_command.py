@@ -121,6 +121,18 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly(tmp_path: Path) -> None:
     assert result.stderr == ""
 
 
+def test_suggestions_are_printed_with_their_probabilities(invoke: Invoke) -> None:
+    code, out, err = invoke(lm_generate, FIXTURE, "--prompt", "the keeper of", "--suggest", 3)
+    assert (code, err) == (0, "")
+    lines = [line.split("\t") for line in out.splitlines()]
+    records = invoke(lm_generate, FIXTURE, "--prompt", "the keeper of", "--suggest", 3, "--json")[1]
+    assert [
+        [f"{r['probability']:.6f}", json.dumps(r["text"])] for r in map(json.loads, records.splitlines())
+    ] == lines
+    code, _, err = invoke(lm_generate, FIXTURE, "--suggest", 500)
+    assert (code, one_line(err)) == (2, "lm-generate: k must be from 1 to 200, got 500")
+
+
 def test_arguments_that_are_no_text_are_refused() -> None:
     name = str(Path(sys.executable).parent / "lm-generate")
     result = subprocess.run([name, str(FIXTURE), "--prompt", b"\xff\xfe"], capture_output=True, check=False)

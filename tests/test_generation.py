@@ -88,6 +88,19 @@ def test_the_repetition_penalty_makes_a_text_more_varied(model: OnnxModel) -> No
     assert most_common(2.0) < most_common(1.0)
 
 
+def test_suggestions_are_the_most_probable_tokens_and_their_probabilities(model: OnnxModel) -> None:
+    everything = lm_runtime.suggest(model, "the keeper of", model.tokenizer.vocab_size, allow_unk=True)
+    assert sum(probability for _, probability in everything) == pytest.approx(1)
+    assert [p for _, p in everything] == sorted((p for _, p in everything), reverse=True)
+    greedy = text_of(model, "the keeper of", temperature=0, max_tokens=1)
+    assert everything[0][0] == greedy == " the"
+    suggested = lm_runtime.suggest(model, "the keeper of", 3)
+    assert suggested == [pair for pair in everything if pair[0] != " <unk>"][:3]
+    for k in (0, 201):
+        with pytest.raises(ValueError, match=f"k must be from 1 to 200, got {k}"):
+            lm_runtime.suggest(model, "", k)
+
+
 def test_samples_that_stop_early_leave_the_others_alone(model: OnnxModel) -> None:
     params = SamplingParams(max_tokens=60, stop=("\n",))
     together = list(generate_samples(model, "", params, seed=5, indices=tuple(range(6))))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lm_runtime.files import UnusableFileError
-    from lm_runtime.generation import generate, generate_batch, generate_samples
+    from lm_runtime.generation import generate, generate_batch, generate_samples, suggest
     from lm_runtime.model import initial_state, load
     from lm_runtime.sampling import SamplingParams
     from lm_runtime.scoring import Score, score_file
@@ -32,6 +32,7 @@ __all__ = [
     "initial_state",
     "load",
     "score_file",
+    "suggest",
 ]
 
 _HOME = {
@@ -46,6 +47,7 @@ _HOME = {
     "initial_state": "model",
     "load": "model",
     "score_file": "scoring",
+    "suggest": "generation",
 }
 
 

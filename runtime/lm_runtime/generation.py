@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from lm_runtime.model import StepModel, join_states, state_of
 from lm_runtime.sampling import Sampler, SamplingParams
 from lm_runtime.session import Session
@@ -121,6 +123,41 @@ def generate_batch(
             for number, row in enumerate(running):
                 row.session.state = state_of(model, state, number)
         running = [row for row in running if not row.finished]
+
+
+def suggest(
+    model: StepModel, prompt: str | Session = "", k: int = 5, *, allow_unk: bool = False
+) -> list[tuple[str, float]]:
+    """The most probable next tokens.
+
+    Args:
+        model: from :func:`lm_runtime.load`.
+        prompt: the text so far; a session stays as it is.
+        k: how many, from 1 to the vocabulary's size.
+        allow_unk: whether ``<unk>`` may be one of them.
+
+    Returns:
+        what each would add to the text (a line break for ``<eos>``) and its probability, the most probable
+        first. The probabilities are the model's, those of the tokens left out included in their sum of 1.
+
+    Raises:
+        ValueError: k is out of its range.
+    """
+    if not 1 <= k <= model.tokenizer.vocab_size:
+        raise ValueError(f"k must be from 1 to {model.tokenizer.vocab_size}, got {k}")
+    session = prompt if isinstance(prompt, Session) else Session.start(model, prompt)
+    logits = model.stepper(session.state).step([session.token])[0].astype(np.float64)
+    probabilities = np.exp(logits - logits.max())
+    probabilities /= probabilities.sum()
+    order = np.argsort(-probabilities, kind="stable")
+    unk_id = None if allow_unk else model.tokenizer.unk_id
+    best = [int(token) for token in order if token != unk_id][:k]
+
+    def text(token: int) -> str:
+        decoder = session.decoder.copy()
+        return decoder.push(token) + decoder.flush()
+
+    return [(text(token), float(probabilities[token])) for token in best]
 
 
 class _Row:

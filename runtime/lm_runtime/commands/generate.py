@@ -31,6 +31,7 @@ Examples:
   lm-generate my-bundle --prompt "Once upon" --temperature 0.8 --top-p 0.95
   lm-generate my-bundle --max-tokens 1000 --seed 1 > sample.txt
   lm-generate my-bundle --stop '\\n' --samples 5 --json
+  lm-generate my-bundle --prompt "Once upon" --suggest 5
   lm-generate my-bundle --prompt "Once upon" --save-state tale.npz
   lm-generate my-bundle --load-state tale.npz     the same text, bit for bit, from there on
   echo "Once upon" | lm-generate my-bundle --prompt-file -
@@ -60,6 +61,12 @@ Examples:
 )
 @click.option("--samples", type=click.IntRange(min=1), default=1, show_default=True, help="How many texts.")
 @click.option(
+    "--suggest",
+    type=click.IntRange(min=1),
+    metavar="K",
+    help="Print the K most probable next tokens instead.",
+)
+@click.option(
     "--save-state",
     type=click.Path(path_type=Path),
     metavar="FILE",
@@ -78,6 +85,7 @@ def main(
     prompt_file: str | None,
     seed: int | None,
     samples: int,
+    suggest: int | None,
     save_state: Path | None,
     load_state: Path | None,
     as_json: bool,
@@ -91,7 +99,7 @@ def main(
     The text goes to standard output, notes to standard error. No torch is needed.
     """
     with imports():
-        from lm_runtime.generation import generate_batch, generate_samples
+        from lm_runtime import generation
         from lm_runtime.model import OnnxModel
         from lm_runtime.session import Session
 
@@ -107,6 +115,9 @@ def main(
     vocab_size = model.config.vocab_size
     if params.top_k > vocab_size:
         raise ValueError(f"top_k must be at least 0 and at most {vocab_size}, got {params.top_k}")
+    if suggest:
+        _print_suggestions(generation.suggest(model, prompt or "", suggest), as_json=as_json)
+        return
     started = time.perf_counter()
     if save_state or load_state:
         if samples > 1 or as_json:
@@ -114,7 +125,7 @@ def main(
                 "--save-state and --load-state go on with one text; leave out --samples and --json"
             )
         session = _session(model, load_state, prompt or "", seed)
-        count = _stream(generate_batch(model, [session], params))
+        count = _stream(generation.generate_batch(model, [session], params))
         if save_state:
             session.save(save_state, model)
         note(_rate(count, time.perf_counter() - started) + f", position {session.position:,}")
@@ -123,11 +134,19 @@ def main(
     groups = (range(first, min(first + _BATCH, samples)) for first in range(0, samples, _BATCH))
     session = Session.start(model, prompt or "")
     pieces = itertools.chain.from_iterable(
-        generate_samples(model, session, params, seed=seed, indices=group) for group in groups
+        generation.generate_samples(model, session, params, seed=seed, indices=group) for group in groups
     )
     streams = samples == 1 and not as_json
     count = _stream(pieces) if streams else _collect(pieces, samples, as_json=as_json)
     note(_rate(count, time.perf_counter() - started) + f", seed {seed}")
+
+
+def _print_suggestions(suggestions: list[tuple[str, float]], *, as_json: bool) -> None:
+    for text, probability in suggestions:
+        if as_json:
+            click.echo(json.dumps({"text": text, "probability": probability}, ensure_ascii=False))
+        else:
+            click.echo(f"{probability:.6f}\t{json.dumps(text, ensure_ascii=False)}")
 
 
 def _rate(count: int, seconds: float) -> str:
