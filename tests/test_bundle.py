@@ -92,6 +92,9 @@ DAMAGE: list[tuple[Callable[[Path], object], str]] = [
     (lambda b: flip(b / TOKENIZER), "changed since the export"),
     (lambda b: (b / TOKENS).write_text(""), "changed since the export"),
     (swap, "changed since the export"),
+    (lambda b: (swap(b), rehash(b)), "does not fit config.json: precision is int8, not fp32"),
+    (lambda b: edit(b / CONFIG, tie_word_embeddings="x"), "tie_word_embeddings is 'x', not true or false"),
+    (lambda b: (edit(b / "generation_config.json", stop=[5]), rehash(b)), "stop must be a sequence of str"),
     (other_tokenizer, "does not fit the model: vocabulary_sha256"),
     (lambda b: ((b / "onnx/model.onnx").write_bytes(b"junk"), rehash(b)), "onnxruntime cannot load it"),
     (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +85,7 @@ def test_the_graph_is_small_and_its_weights_are_initializers(layers: int, tied: 
     numbers = sum(int(np.prod(tensor.dims)) for tensor in graph.graph.initializer if tensor.data_type == 1)
     assert numbers == sum(parameter.numel() for parameter in model.parameters())
     assert largest_difference(model, graph) < 1e-5
-    assert {entry.key: entry.value for entry in graph.metadata_props} == config.metadata()
+    assert {entry.key: entry.value for entry in graph.metadata_props} == config.metadata("fp32")
     shapes = {
         tensor.name: [size.dim_param or size.dim_value for size in tensor.type.tensor_type.shape.dim]
         for tensor in (*graph.graph.input, *graph.graph.output)
@@ -278,4 +277,4 @@ def test_the_newest_checkpoint_of_an_unfinished_run_is_exported_too(small_run: P
 def test_config_metadata_names_what_other_runtimes_ask_for() -> None:
     _, config = make()
     names = {"num_layers", "hidden_size", "sos_id", "eos_id", "vocab_size", "embedding_dim", "model_type"}
-    assert names <= replace(config).metadata().keys()
+    assert names <= config.metadata("fp32").keys()

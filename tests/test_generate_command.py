@@ -121,6 +121,17 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly(tmp_path: Path) -> None:
     assert result.stderr == ""
 
 
+@pytest.mark.parametrize(
+    ("place", "problem"), [(".", "not a regular file"), ("nowhere/s.npz", "there is no such folder")]
+)
+def test_a_state_that_cannot_be_saved_is_said_before_the_text(
+    invoke: Invoke, place: str, problem: str
+) -> None:
+    code, out, err = invoke(lm_generate, FIXTURE, "--save-state", place)
+    assert (code, out) == (1, "")
+    assert problem in one_line(err)
+
+
 def test_suggestions_are_printed_with_their_probabilities(invoke: Invoke) -> None:
     code, out, err = invoke(lm_generate, FIXTURE, "--prompt", "the keeper of", "--suggest", 3)
     assert (code, err) == (0, "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import zipfile
 from pathlib import Path
@@ -128,6 +129,34 @@ def damage_facts(path: Path) -> None:
     np.savez(path, **{**arrays, "facts": np.frombuffer(b"{}", dtype=np.uint8)})
 
 
+def edited(**changes: Any) -> Any:
+    def damage(path: Path) -> None:
+        with np.load(path) as archive:
+            arrays = dict(archive)
+        facts = {**json.loads(arrays["facts"].tobytes()), **changes}
+        np.savez(path, **{**arrays, "facts": np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)})
+
+    return damage
+
+
+def directory_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[data.rindex(b"PK\x01\x02") + 6] = 0xFF
+    path.write_bytes(data)
+
+
+DAMAGE = [
+    edited(token=1.5),
+    edited(token=True),
+    edited(token=10**6),
+    edited(seen=[10**6]),
+    edited(position="x"),
+    edited(held=5),
+    edited(generator={}),
+    directory_byte,
+]
+
+
 def pickled(path: Path) -> None:
     np.savez(path, h=np.array([object()], dtype=object), facts=np.array([object()], dtype=object))
 
@@ -141,7 +170,7 @@ def flip(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", [damage_array, damage_facts, pickled, flip, lambda p: p.write_bytes(b"junk")]
+    "damage", [*DAMAGE, damage_array, damage_facts, pickled, flip, lambda p: p.write_bytes(b"junk")]
 )
 def test_a_damaged_session_is_refused_in_one_line(tmp_path: Path, damage: Any) -> None:
     model = lm_runtime.load(FIXTURE, provider="cpu")

@@ -143,6 +143,18 @@ def test_a_folder_that_is_no_run_is_left_alone_whatever_is_asked(
     assert tree(tmp_path) == before
 
 
+def test_a_run_that_was_killed_while_it_was_moved_in_can_be_replaced(
+    invoke: Invoke, tmp_path: Path, small_run: Path
+) -> None:
+    """Its checkpoint comes first: --resume says what is missing, and --force may."""
+    (tmp_path / "run").mkdir()
+    shutil.copy(small_run / "last.pt", tmp_path / "run")
+    code, _, err = invoke(lm_train, "--out", "run", "--resume")
+    assert code == 1
+    assert "run/tokens/train.bin: missing" in one_line(err)
+    assert invoke(lm_train, TINY, *SMALL, "--epochs", 1, "--out", "run", "--force")[0] == 0
+
+
 @pytest.mark.parametrize(
     "arguments", [["nowhere"], [TINY, "--vocab-size", 10, "--tokenizer", "bpe"], [TINY, "--seq-len", 9999]]
 )

@@ -184,6 +184,7 @@ def _int8_cost(folder: Path, held_out: NDArray[np.int64], tell: Tell) -> dict[st
 def _folder_in_place(out: Path, *, replace: bool) -> Iterator[Path]:
     """A neighbour of ``out`` to write into; it becomes ``out`` when the body has ended well."""
     check_out(out, replace=replace)
+    out = out.resolve() if out.is_symlink() else out
     replaced = out.with_name(f".{out.name}.replaced")
     with folder_beside(out) as partial:
         yield partial

@@ -140,7 +140,7 @@ def make_step_graph(model: RecurrentLM, config: BundleConfig) -> onnx.ModelProto
         path = Path(folder) / "model.onnx"
         program.save(path)
         graph = onnx.load(path)
-    onnx.helper.set_model_props(graph, config.metadata())
+    onnx.helper.set_model_props(graph, config.metadata("fp32"))
     graph.producer_name = "steplm"
     for node in graph.graph.node:  # where in the program each node came from is of no use to a reader
         del node.metadata_props[:]

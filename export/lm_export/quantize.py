@@ -35,10 +35,14 @@ def quantize_int8(graph: onnx.ModelProto) -> onnx.ModelProto:
         finally:
             logging.disable(before)
         quantized = onnx.load(path)
-    onnx.helper.set_model_props(quantized, {entry.key: entry.value for entry in graph.metadata_props})
+    onnx.helper.set_model_props(quantized, {**_properties(graph), "precision": "int8"})
     quantized.producer_name = graph.producer_name
     _check(graph, quantized)
     return quantized
+
+
+def _properties(graph: onnx.ModelProto) -> dict[str, str]:
+    return {entry.key: entry.value for entry in graph.metadata_props}
 
 
 def _with_folded_transposes(graph: onnx.ModelProto) -> onnx.ModelProto:

@@ -102,9 +102,10 @@ class BundleConfig:
         """The text of ``config.json``."""
         return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
 
-    def metadata(self) -> dict[str, str]:
+    def metadata(self, precision: Precision) -> dict[str, str]:
         """What identifies a graph file by itself: its ``metadata_props``."""
         facts = {
+            "precision": precision,
             "format_version": self.format_version,
             "model_type": self.model_type,
             "vocab_size": self.vocab_size,
@@ -140,9 +141,11 @@ def read_config(folder: Path) -> BundleConfig:
         _check_records(config)
     except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise UnusableFileError(path, f"not a bundle's configuration ({error})") from None
+    kinds = {"int": (int, "a number"), "str": (str, "a text"), "bool": (bool, "true or false")}
     for field_ in dataclasses.fields(config):
-        if field_.type == "int" and type(getattr(config, field_.name)) is not int:
-            raise UnusableFileError(path, f"{field_.name} is {getattr(config, field_.name)!r}, not a number")
+        kind, called = kinds.get(str(field_.type), (None, ""))
+        if kind is not None and type(getattr(config, field_.name)) is not kind:
+            raise UnusableFileError(path, f"{field_.name} is {getattr(config, field_.name)!r}, not {called}")
     return config
 
 

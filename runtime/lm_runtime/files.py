@@ -34,6 +34,7 @@ def write_whole(path: Path) -> Iterator[IO[bytes]]:
     rename. When the body raises (a full disk, Ctrl-C), the neighbour is removed and ``path`` is as
     it was.
     """
+    require_place(path)
     partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open("wb") as file:
@@ -44,6 +45,18 @@ def write_whole(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def require_place(path: Path) -> None:
+    """Check that a file can stand at ``path``.
+
+    Raises:
+        UnusableFileError: a folder or a device is there, or the folder for it is not.
+    """
+    if path.exists() and not path.is_file():
+        raise UnusableFileError(path, "not a regular file")
+    if not path.parent.is_dir() or not path.name:
+        raise UnusableFileError(path, "there is no such folder to write it to")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -78,6 +91,8 @@ def holds_something(folder: Path) -> bool:
     Raises:
         ValueError: a file stands in its place or in that of a folder above it.
     """
+    if folder.name in ("", ".."):
+        raise ValueError(f"{folder}: name the folder itself")
     nearest = next((path for path in (folder, *folder.parents) if path.exists()), folder)
     if nearest.exists() and not nearest.is_dir():
         raise ValueError(f"{folder} cannot be a folder: {nearest} is a file")

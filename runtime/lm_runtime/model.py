@@ -102,7 +102,7 @@ class OnnxModel:
         self._session = _open_session(self.folder / graph, provider, threads)
         self.provider = "cuda" if self._session.get_providers()[0] == _PROVIDERS["cuda"] else "cpu"
         """Where the graph runs: ``cpu`` or ``cuda``."""
-        _check_graph(self.folder / graph, self._session, self.config)
+        _check_graph(self.folder / graph, self._session, self.config, precision)
         _check_tokenizer(self.folder / TOKENIZER, self.tokenizer, self.config)
         self._input_names = [TOKEN, *(state.name for state in self.states)]
         self._output_names = [LOGITS, *(state.output for state in self.states)]
@@ -193,10 +193,12 @@ def _open_session(path: Path, provider: Provider, threads: int | None) -> ort.In
     return session
 
 
-def _check_graph(path: Path, session: ort.InferenceSession, config: BundleConfig) -> None:
+def _check_graph(
+    path: Path, session: ort.InferenceSession, config: BundleConfig, precision: Precision
+) -> None:
     """Check that the graph is the one that the configuration describes."""
     metadata = session.get_modelmeta().custom_metadata_map
-    for name, value in config.metadata().items():
+    for name, value in config.metadata(precision).items():
         if metadata.get(name) != value:
             raise UnusableFileError(
                 path, f"does not fit config.json: {name} is {metadata.get(name)}, not {value}"

@@ -50,8 +50,12 @@ class SamplingParams:
         if isinstance(self.stop, str):
             raise ValueError(f"stop must be a sequence of strings, got the string {self.stop!r}")
         object.__setattr__(self, "stop", tuple(self.stop))
+        if not all(isinstance(text, str) for text in self.stop):
+            raise ValueError(f"stop must be a sequence of strings, got {list(self.stop)!r}")
+        if type(self.allow_unk) is not bool:
+            raise ValueError(f"allow_unk must be true or false, got {self.allow_unk!r}")
         for name in ("top_k", "max_tokens"):
-            if not isinstance(getattr(self, name), int):
+            if type(getattr(self, name)) is not int:
                 raise ValueError(f"{name} must be a whole number, got {getattr(self, name)!r}")
         _within("temperature", self.temperature, 0, 1000)
         _within("top_k", self.top_k, 0, math.inf)

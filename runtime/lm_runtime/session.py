@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -151,16 +152,15 @@ class Session:
             UnusableFileError: it is missing, damaged, or of another model.
         """
         try:
-            with np.load(path, allow_pickle=False) as archive:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 facts = json.loads(archive[_FACTS].tobytes())
                 _check(path, facts, model)
                 state = tuple(archive[tensor.name] for tensor in model.states)
             for tensor, array in zip(model.states, state, strict=True):
                 shape = tuple(1 if size is None else size for size in tensor.shape)
-                if (array.shape, str(array.dtype)) != (shape, tensor.dtype):
+                if (array.shape, str(array.dtype)) != (shape, tensor.dtype) or not np.isfinite(array).all():
                     raise ValueError(f"{tensor.name} is {array.dtype} {array.shape}")
-            if not 0 <= facts["token"] < model.tokenizer.vocab_size:
-                raise ValueError(f"token {facts['token']} is not in the vocabulary")
+            _check_values(facts, model.tokenizer.vocab_size)
             generator = np.random.default_rng()
             generator.bit_generator.state = facts["generator"]
             return cls(
@@ -174,9 +174,36 @@ class Session:
             )
         except FileNotFoundError:
             raise UnusableFileError(path, "no such session") from None
-        except (ValueError, TypeError, KeyError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+        except _DAMAGE as error:
             problem = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UnusableFileError(path, f"not a session, or damaged ({problem})") from None
+
+
+# What numpy, zipfile and json raise where a byte is not what it was.
+_DAMAGE = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    EOFError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+def _check_values(facts: dict[str, Any], vocab_size: int) -> None:
+    decoder = facts["decoder"]
+    ids = [facts["token"], *facts["seen"], *decoder["recent"]]
+    if not all(type(token) is int and 0 <= token < vocab_size for token in ids):
+        raise ValueError("a token is not in the vocabulary")
+    if type(facts["position"]) is not int or facts["position"] < 0:
+        raise ValueError(f"position {facts['position']}")
+    if type(decoder["shown"]) is not int or not 0 <= decoder["shown"] <= len(decoder["recent"]):
+        raise ValueError("more was shown than there is")
+    if not isinstance(facts["held"], str):
+        raise ValueError("what is held back is no text")
 
 
 def _check(path: Path, facts: dict[str, Any], model: StepModel) -> None:

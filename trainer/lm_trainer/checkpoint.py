@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pickle
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,16 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str,
         raise UnusableFileError(
             path, "refused: it holds more than tensors, numbers and strings, and loading it could run code"
         ) from None
-    except (RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError, AttributeError) as error:
+    except (
+        RuntimeError,
+        EOFError,
+        ArithmeticError,
+        zlib.error,
+        zipfile.BadZipFile,
+        ValueError,
+        KeyError,
+        AttributeError,
+    ) as error:
         raise UnusableFileError(
             path, f"not a checkpoint, or damaged ({str(error).splitlines()[0][:80]})"
         ) from None

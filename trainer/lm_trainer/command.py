@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,9 +131,7 @@ def main(
     place = run.pick_device(device)
     resuming = resume and run.is_run(out)
     if not resuming:
-        if resume:
-            note(f"no run in {out} yet: starting")
-        run.start(out, corpus, recipe, place, replace=force, tell=note)
+        run.start(out, corpus, recipe, place, replace=force, resuming=resume, tell=note)
         main.check_interrupted()
     if resuming and _was_given("preset"):
         given = recipe.settings
@@ -154,6 +153,7 @@ def main(
                 f"stopped at step {trainer.progress.step:,} of {trainer.total_steps:,}; "
                 f"{out / LAST} is written, --resume goes on"
             )
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
             sys.exit(130)
         except TrainingError as error:
             raise click.ClickException(str(error)) from None

@@ -60,7 +60,14 @@ def is_run(folder: Path) -> bool:
 
 
 def start(
-    run: Path, corpus_argument: str, preset: Preset, device: torch.device, *, replace: bool, tell: Tell
+    run: Path,
+    corpus_argument: str,
+    preset: Preset,
+    device: torch.device,
+    *,
+    replace: bool,
+    resuming: bool,
+    tell: Tell,
 ) -> None:
     """Set a new run up: corpus, vocabulary, token files, and a checkpoint before the first step.
 
@@ -73,6 +80,7 @@ def start(
         preset: the recipe.
         device: where the run will be.
         replace: whether a run that is there may go.
+        resuming: whether a run was to be resumed, and there is none.
         tell: takes lines for the person at the terminal.
 
     Raises:
@@ -81,17 +89,26 @@ def start(
     if holds_something(run) and not (replace and is_run(run)):
         raise ValueError(
             f"{run} holds something that is not a run; --force replaces only a run"
-            if replace
+            if replace or resuming
             else f"{run} holds something already: --resume goes on with its run, --force replaces it, "
             "--out names another folder"
         )
+    if resuming:
+        tell(f"no run in {run} yet: starting")
     with folder_beside(run) as partial:
         _prepare(partial, corpus_argument, preset, device, tell)
-        run.mkdir(exist_ok=True)
+        if not holds_something(run):
+            if run.exists():
+                run.rmdir()
+            partial.rename(run)
+            return
+        # The checkpoint first: the folder stays a run, which --force may replace again.
+        (partial / LAST).replace(run / LAST)
         for name in (*_FILES, *_FOLDERS):
-            _remove(run / name)
-        for entry in sorted(partial.iterdir(), key=lambda entry: entry.name == LAST):
-            entry.rename(run / entry.name)  # the checkpoint last: it says that the folder is a run
+            if name != LAST:
+                _remove(run / name)
+        for entry in partial.iterdir():
+            entry.rename(run / entry.name)
 
 
 def _remove(path: Path) -> None:

@@ -28,6 +28,8 @@ class Command(click.Command):
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Run the command and exit the process."""
         kwargs["standalone_mode"] = False
+        if sys.stdout is None:
+            self._fail("standard output is closed", 1)
         try:
             with _handling(self._interrupt):
                 code = super().main(*args, **kwargs)
@@ -37,6 +39,7 @@ class Command(click.Command):
         except click.ClickException as error:
             self._fail(error.format_message(), 1)
         except click.Abort:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough, also while Python shuts down
             self._fail("interrupted", 130)
         except UnicodeEncodeError as error:
             self._fail(f"not valid text: {error.object!r}", 2)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lm_runtime.commands import Command, imports, note, where_it_runs, which_graph
-from lm_runtime.files import read_text_file
+from lm_runtime.files import read_text_file, require_place
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -110,6 +110,9 @@ def main(
     given = {name: value for name, value in sampling.items() if value not in (None, ())}
     if "stop" in given:
         given["stop"] = tuple(text.replace("\\n", "\n") for text in given["stop"])
+        "".join(given["stop"]).encode()
+    if save_state:
+        require_place(save_state)
     model = OnnxModel(bundle, precision=precision, provider=provider, threads=threads)
     params = dataclasses.replace(model.defaults, **given)
     vocab_size = model.config.vocab_size
