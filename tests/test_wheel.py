@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -33,6 +34,16 @@ def test_generate_and_score_run_there(tmp_path: Path) -> None:
     assert len(text.split()) >= 15
     scored = run("lm-score", FIXTURE, TINY / "valid.txt", "--json", cwd=tmp_path).stdout
     assert 1 < json.loads(scored)["perplexity"] < 200
+
+
+def test_the_readme_s_python_runs_as_it_stands(tmp_path: Path) -> None:
+    text = (ROOT / "README.md").read_text()
+    code = text[text.index("```python\n") + len("```python\n") :].partition("```")[0]
+    (tmp_path / "artifacts").mkdir()
+    shutil.copytree(FIXTURE, tmp_path / "artifacts/bundle")
+    shutil.copy(TINY / "valid.txt", tmp_path / "text.txt")
+    lines = run("python", "-c", code, cwd=tmp_path).stdout.splitlines()
+    assert 1 < float(lines[-1].split()[-1]) < 200
 
 
 def test_the_trainer_s_commands_name_the_extra(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ class TextCount:
 TokenScores = Callable[[NDArray[np.int64], NDArray[np.float32]], None]
 
 
-def score_file(model: StepModel, path: Path, *, each: TokenScores | None = None) -> Score:
+def score_file(model: StepModel, path: str | Path, *, each: TokenScores | None = None) -> Score:
     """Score a text file, in bounded memory.
 
     Args:
@@ -83,6 +83,7 @@ def score_file(model: StepModel, path: Path, *, each: TokenScores | None = None)
     Raises:
         UnusableFileError: the file is missing, empty, or not UTF-8 text.
     """
+    path = Path(path)
     total, tokens, unknown = 0.0, 0, 0
     count = TextCount()
     for ids, log_probabilities in token_log_probabilities(model, count.count(read_pieces(path))):

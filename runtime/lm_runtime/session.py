@@ -121,7 +121,7 @@ class Session:
         self.stops.held = ""
         return text
 
-    def save(self, path: Path, model: StepModel) -> None:
+    def save(self, path: str | Path, model: StepModel) -> None:
         """Write the session to ``path``, whole or not at all.
 
         Args:
@@ -141,16 +141,17 @@ class Session:
         }
         arrays: dict[str, Any] = {_FACTS: np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)}
         arrays |= {tensor.name: array for tensor, array in zip(model.states, self.state, strict=True)}
-        with write_whole(path) as file:
+        with write_whole(Path(path)) as file:
             np.savez(file, **arrays)
 
     @classmethod
-    def load(cls, path: Path, model: StepModel) -> Session:
+    def load(cls, path: str | Path, model: StepModel) -> Session:
         """Read a session that :meth:`save` wrote.
 
         Raises:
             UnusableFileError: it is missing, damaged, or of another model.
         """
+        path = Path(path)
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 facts = json.loads(archive[_FACTS].tobytes())
