@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -209,7 +210,7 @@ def test_a_state_that_is_not_carried_fails_the_proof(small_run: Path, small_bund
     assert parity.compare(TorchStepModel(model, tokenizer), exported, held_out).holds
 
     class Forgetful(TorchStepModel):
-        def step(self, token, state):  # type: ignore[no-untyped-def]
+        def step(self, token: Any, state: Any) -> Any:
             return super().step(token, tuple(np.zeros_like(array) for array in state))
 
     assert not parity.compare(Forgetful(model, tokenizer), exported, held_out).holds

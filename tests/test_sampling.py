@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -222,6 +223,6 @@ def test_a_flat_distribution_with_a_small_p_does_not_draw_for_ever() -> None:
         ("stop", ("",), "must not be empty"),
     ],
 )
-def test_values_out_of_range_are_refused_with_the_bound(field: str, value: object, bound: str) -> None:
+def test_values_out_of_range_are_refused_with_the_bound(field: str, value: Any, bound: str) -> None:
     with pytest.raises(ValueError, match=bound):
-        SamplingParams(**{field: value})  # type: ignore[arg-type]
+        SamplingParams(**{field: value})

@@ -30,8 +30,8 @@ IDS = np.random.default_rng(0).integers(0, 50, 900).astype(np.uint16)
 
 
 def make_trainer(folder: Path, ids: Any = IDS, checkpoint_seconds: float = 1e9, **settings: Any) -> Trainer:
-    model_settings = {"embedding_dim": 8, "hidden_size": 16, "num_layers": 1, "tied": False}
-    model = RecurrentLM(ModelConfig(50, **model_settings), torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    model_settings: dict[str, Any] = {"embedding_dim": 8, "hidden_size": 16, "num_layers": 1, "tied": False}
+    model = RecurrentLM(ModelConfig(50, **model_settings), torch.Generator().manual_seed(0))
     config = TrainingConfig(**{"epochs": 1, "batch_size": 4, "seq_len": 7, **settings})
     return Trainer(
         folder,

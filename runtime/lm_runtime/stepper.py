@@ -1,8 +1,8 @@
 """The step graph bound once: the fastest way to take many steps of one batch.
 
 Inputs and outputs are bound to fixed buffers, and two sets of state buffers take turns, so that a step
-copies nothing and allocates nothing. Measured at batch 1: 6 us a call beside the graph's own time, where
-``OnnxModel.step`` takes 24.
+copies nothing and allocates nothing. Measured on a graph so small that the call is what costs: 15 us a step,
+where a call with a dictionary takes 20.
 """
 
 from __future__ import annotations
