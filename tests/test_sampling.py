@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -11,15 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lm_runtime.sampling import (
-    Sampler,
-    SamplingParams,
-    draw,
+from lm_runtime.filters import (
+    ban_repeated_ngrams,
+    ban_sequences,
     keep_min_p,
     keep_top_k,
     keep_top_p,
+    keep_typical,
+    log_probabilities,
+    penalize_counts,
     penalize_repetition,
 )
+from lm_runtime.history import WINDOW, History
+from lm_runtime.sampling import Sampler, SamplingParams, draw, look_back
 
 LOGITS = st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=400).map(
     lambda values: np.array(values, dtype=np.float32)
@@ -76,6 +81,89 @@ def test_repetition_penalty_divides_above_zero_and_multiplies_below() -> None:
     values = np.array([2.0, -2.0, 1.0, -1.0], dtype=np.float32)
     assert penalize_repetition(values, [0, 1, 1], 2.0).tolist() == [1.0, -4.0, 1.0, -1.0]
     assert values.tolist() == [2.0, -2.0, 1.0, -1.0]
+
+
+def test_frequency_counts_and_presence_does_not() -> None:
+    values = np.zeros(4, dtype=np.float32)
+    assert penalize_counts(values, {1: 3, 2: 1}, 0.5, 0.25).tolist() == [0, -1.75, -0.75, 0]
+    assert penalize_counts(values, {}, 0.5, 0.25).tolist() == [0, 0, 0, 0]
+
+
+@given(st.lists(st.integers(0, 3), max_size=40), st.integers(1, 5))
+def test_an_n_gram_that_came_is_not_completed_again(tokens: list[int], size: int) -> None:
+    came = {tuple(tokens[at : at + size]) for at in range(len(tokens) - size + 1)}
+    banned = np.isneginf(ban_repeated_ngrams(np.zeros(4, dtype=np.float32), tokens, size))
+    end = tokens[len(tokens) - size + 1 :] if size > 1 else []
+    expected = [len(end) == size - 1 and (*end, token) in came for token in range(4)]
+    assert banned.tolist() == expected
+
+
+def test_a_sequence_is_banned_where_its_beginning_stands() -> None:
+    values = np.zeros(5, dtype=np.float32)
+
+    def banned(tokens: list[int]) -> list[int]:
+        return np.flatnonzero(np.isneginf(ban_sequences(values, tokens, [(4,), (1, 2, 3)]))).tolist()
+
+    assert banned([]) == [4]
+    assert banned([1, 2]) == [3, 4]
+    assert banned([2]) == banned([2, 1]) == [4]
+
+
+def test_typical_keeps_the_tokens_of_expected_surprise() -> None:
+    # Entropy 1.28: surprises 0.69, 1.39, 2.08, 2.08 stand 0.52, 0.17, 0.87, 0.87 from 1.21.
+    assert probabilities(keep_typical(logits(0.5, 0.25, 0.125, 0.125), 0.2)) == [0, 1, 0, 0]
+    assert probabilities(keep_typical(logits(0.5, 0.25, 0.125, 0.125), 0.7)) == [0.66667, 0.33333, 0, 0]
+    assert probabilities(keep_typical(logits(0.5, 0.25, 0.125, 0.125), 0.8)) == [0.57143, 0.28571, 0.14286, 0]
+    assert probabilities(keep_typical(logits(1, 0, 0, 0), 0.1)) == [1, 0, 0, 0]
+
+
+def test_log_probabilities_add_up_to_one() -> None:
+    assert np.exp(log_probabilities(logits(0.6, 0.3, 0.1))).tolist() == pytest.approx([0.6, 0.3, 0.1])
+
+
+def test_looking_back_goes_from_bias_to_constraint() -> None:
+    params = SamplingParams(
+        logit_bias={0: 2.0}, repetition_penalty=2.0, frequency_penalty=1.0, no_repeat_ngram_size=1
+    )
+    values = np.array([1.0, 1.0, 4.0, 4.0], dtype=np.float32)
+    allowed = np.array([True, True, True, False])
+    back = look_back(values, History([2]), params, banned=[(1,)], allowed=allowed)
+    assert back.tolist() == [3.0, -math.inf, -math.inf, -math.inf]
+    gentle = SamplingParams(logit_bias={2: 2.0}, repetition_penalty=2.0, frequency_penalty=1.0)
+    assert look_back(values, History([2, 2]), gentle).tolist() == [1.0, 1.0, 1.0, 4.0]  # (4 + 2) / 2 - 2
+    assert values.tolist() == [1.0, 1.0, 4.0, 4.0]
+
+
+@given(st.lists(st.integers(0, 5), max_size=60))
+def test_a_history_is_its_window(tokens: list[int]) -> None:
+    tokens = tokens * (WINDOW // 20)
+    history = History(tokens)
+    assert history.tokens == tokens[-WINDOW:]
+    assert history.counts == Counter(tokens[-WINDOW:])
+    copy = history.copy()
+    copy.push(6)
+    assert history.tokens == tokens[-WINDOW:]
+    assert copy.tokens[-1] == 6
+
+
+@pytest.mark.parametrize("params", [SamplingParams(), SamplingParams(top_p=0.9, temperature=0.5)])
+@pytest.mark.parametrize("vocab_size", [65, 1000])
+@pytest.mark.parametrize("shift", [-1000, -150, 150, 1000])
+def test_logits_far_from_zero_choose_as_those_near_it(
+    params: SamplingParams, vocab_size: int, shift: int
+) -> None:
+    # Eighths, so that the shift itself is exact.
+    values = np.round(np.random.default_rng(1).standard_normal((3, vocab_size)) * 24).astype(np.float32) / 8
+    near, far = Sampler(params, vocab_size, 3, banned=2), Sampler(params, vocab_size, 3, banned=2)
+    near.weigh(values)
+    values[1] += shift  # one row of three
+    far.weigh(values)
+    drawn = [
+        [sampler.choose(generators) for _ in range(300)]
+        for sampler in (near, far)
+        if (generators := [np.random.default_rng(row) for row in range(3)])
+    ]
+    assert drawn[0] == drawn[1]
 
 
 @given(LOGITS, st.floats(0.01, 1.0, exclude_max=True))
@@ -142,6 +230,9 @@ FILTERS = [
     SamplingParams(min_p=0.3),
     SamplingParams(top_k=3),
     SamplingParams(top_k=4, top_p=0.7, temperature=1.3),
+    SamplingParams(top_k=5, min_p=0.1),
+    SamplingParams(typical_p=0.6),
+    SamplingParams(typical_p=0.8, top_k=6, top_p=0.95, min_p=0.01, temperature=0.8),
 ]
 
 
@@ -151,6 +242,7 @@ def filtered(values: NDArray[np.float32], params: SamplingParams) -> NDArray[np.
     values = keep_top_k(values, params.top_k) if params.top_k else values
     values = keep_top_p(values, params.top_p) if params.top_p < 1 else values
     values = keep_min_p(values, params.min_p) if params.min_p else values
+    values = keep_typical(values, params.typical_p) if params.typical_p < 1 else values
     weights = np.exp(values - values.max(), dtype=np.float64)
     return np.asarray(weights / weights.sum())
 
@@ -221,6 +313,21 @@ def test_a_flat_distribution_with_a_small_p_does_not_draw_for_ever() -> None:
         ("stop", "ab", "stop must be a sequence of strings"),
         ("max_tokens", -1, "at least 0"),
         ("stop", ("",), "must not be empty"),
+        ("banned", "ab", "banned must be a sequence of strings"),
+        ("banned", ("",), "a banned string must not be empty"),
+        ("typical_p", 0, "typical_p must be above 0 and at most 1"),
+        ("frequency_penalty", math.nan, "frequency_penalty must be at least -100 and at most 100"),
+        ("presence_penalty", 101, "presence_penalty must be at least -100 and at most 100"),
+        ("no_repeat_ngram_size", -1, "no_repeat_ngram_size must be at least 0"),
+        ("no_repeat_ngram_size", 1.5, "no_repeat_ngram_size must be a whole number"),
+        ("logprobs", -1, "logprobs must be at least 0"),
+        ("logprobs", True, "logprobs must be a whole number"),
+        ("logit_bias", {1: math.nan}, "logit_bias must be at most 10000"),
+        ("logit_bias", {1: math.inf}, "logit_bias must be at most 10000"),
+        ("logit_bias", {"a": 1}, "logit_bias must map ids to numbers"),
+        ("logit_bias", [(1, 2, 3)], "logit_bias must map ids to numbers"),
+        ("logit_bias", 5, "logit_bias must map ids to numbers"),
+        ("regex", 5, "regex must be a string"),
     ],
 )
 def test_values_out_of_range_are_refused_with_the_bound(field: str, value: Any, bound: str) -> None:

@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lm_runtime.engine import Engine, Piece
     from lm_runtime.files import UnusableFileError
     from lm_runtime.generation import generate, generate_batch, generate_samples, suggest
     from lm_runtime.model import initial_state, load
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from lm_runtime.stepper import State
 
 __all__ = [
+    "Engine",
+    "Piece",
     "SamplingParams",
     "Score",
     "Session",
@@ -36,6 +39,8 @@ __all__ = [
 ]
 
 _HOME = {
+    "Engine": "engine",
+    "Piece": "engine",
     "SamplingParams": "sampling",
     "Score": "scoring",
     "Session": "session",

@@ -157,7 +157,7 @@ def join_states(model: StepModel, states: Sequence[State]) -> State:
 def state_of(model: StepModel, state: State, row: int) -> State:
     """The state of one sequence of a batch, as a batch of 1."""
     return tuple(
-        np.take(array, [row], axis=tensor.batch_axis)
+        array[(slice(None),) * tensor.batch_axis + (slice(row, row + 1),)].copy()
         for tensor, array in zip(model.states, state, strict=True)
     )
 

@@ -7,6 +7,7 @@ bit for bit, in another process too.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import zipfile
 import zlib
@@ -17,13 +18,15 @@ from typing import Any
 import numpy as np
 
 from lm_runtime.files import UnusableFileError, write_whole
+from lm_runtime.history import History
 from lm_runtime.model import StepModel, initial_state, read
 from lm_runtime.stepper import State
 from lm_runtime.tokenizer import StreamDecoder
 
 _FORMAT = "steplm session"
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 _FACTS = "facts"
+_HISTORY = "history"
 
 
 @dataclass
@@ -69,8 +72,8 @@ class Session:
     """Holds the bytes of a character that is not complete."""
     stops: StopScanner = field(default_factory=StopScanner)
     """Holds what may be the beginning of a stop string."""
-    seen: set[int] = field(default_factory=set)
-    """The tokens of prompt and text, for the repetition penalty."""
+    history: History = field(default_factory=History)
+    """The last tokens of prompt and text, for the penalties."""
     position: int = 0
     """How many tokens were read and generated, the first ``<eos>`` not counted."""
 
@@ -90,7 +93,7 @@ class Session:
             token=ids[-1],
             generator=np.random.default_rng([seed, index]),
             decoder=model.tokenizer.decoder(ids[1:]),
-            seen=set(ids[1:]),
+            history=History(ids[1:]),
             position=len(ids) - 1,
         )
 
@@ -103,17 +106,29 @@ class Session:
         self.token = ids[-1]
         self.decoder = model.tokenizer.decoder(ids)
         self.stops = StopScanner()
-        self.seen.update(ids)
+        self.history.extend(ids)
         self.position += len(ids)
+
+    def copy(self) -> Session:
+        """A second session from here, which goes on bit for bit as this one does; neither changes the other.
+
+        A text is rewound by going on with a copy that was made before.
+        """
+        generator = copy.deepcopy(self.generator)
+        return self._with(generator)
 
     def fork(self, *, seed: int, index: int = 0) -> Session:
         """A second session from here, with another generator; neither changes the other."""
-        other = copy.copy(self)
-        other.generator = np.random.default_rng([seed, index])
-        other.decoder = self.decoder.copy()
-        other.stops = StopScanner(self.stops.held)
-        other.seen = set(self.seen)
-        return other
+        return self._with(np.random.default_rng([seed, index]))
+
+    def _with(self, generator: np.random.Generator) -> Session:
+        return dataclasses.replace(
+            self,
+            generator=generator,
+            decoder=self.decoder.copy(),
+            stops=StopScanner(self.stops.held),
+            history=self.history.copy(),
+        )
 
     def flush(self) -> str:
         """What is held back, when no more text comes."""
@@ -136,10 +151,10 @@ class Session:
             "generator": self.generator.bit_generator.state,
             "decoder": self.decoder.to_dict(),
             "held": self.stops.held,
-            "seen": sorted(self.seen),
             "position": self.position,
         }
         arrays: dict[str, Any] = {_FACTS: np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)}
+        arrays[_HISTORY] = np.array(self.history.tokens, dtype=np.int32)
         arrays |= {tensor.name: array for tensor, array in zip(model.states, self.state, strict=True)}
         with write_whole(Path(path)) as file:
             np.savez(file, **arrays)
@@ -156,12 +171,16 @@ class Session:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 facts = json.loads(archive[_FACTS].tobytes())
                 _check(path, facts, model)
+                history = archive[_HISTORY]
                 state = tuple(archive[tensor.name] for tensor in model.states)
             for tensor, array in zip(model.states, state, strict=True):
                 shape = tuple(1 if size is None else size for size in tensor.shape)
                 if (array.shape, str(array.dtype)) != (shape, tensor.dtype) or not np.isfinite(array).all():
                     raise ValueError(f"{tensor.name} is {array.dtype} {array.shape}")
-            _check_values(facts, model.tokenizer.vocab_size)
+            if history.ndim != 1 or history.dtype != np.int32:
+                raise ValueError(f"the history is {history.dtype} {history.shape}")
+            tokens = history.tolist()
+            _check_values(facts, tokens, model.tokenizer.vocab_size)
             generator = np.random.default_rng()
             generator.bit_generator.state = facts["generator"]
             return cls(
@@ -170,7 +189,7 @@ class Session:
                 generator=generator,
                 decoder=StreamDecoder.from_dict(model.tokenizer, facts["decoder"]),
                 stops=StopScanner(facts["held"]),
-                seen=set(facts["seen"]),
+                history=History(tokens),
                 position=facts["position"],
             )
         except FileNotFoundError:
@@ -194,9 +213,9 @@ _DAMAGE = (
 )
 
 
-def _check_values(facts: dict[str, Any], vocab_size: int) -> None:
+def _check_values(facts: dict[str, Any], history: list[int], vocab_size: int) -> None:
     decoder = facts["decoder"]
-    ids = [facts["token"], *facts["seen"], *decoder["recent"]]
+    ids = [facts["token"], *history, *decoder["recent"]]
     if not all(type(token) is int and 0 <= token < vocab_size for token in ids):
         raise ValueError("a token is not in the vocabulary")
     if type(facts["position"]) is not int or facts["position"] < 0:

@@ -19,7 +19,7 @@ from lm_runtime.files import read_text_file, require_place
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from lm_runtime.generation import Piece
+    from lm_runtime.engine import Piece
     from lm_runtime.model import OnnxModel
     from lm_runtime.session import Session
 

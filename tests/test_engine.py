@@ -1,0 +1,195 @@
+"""One batch that sessions enter and leave at any step, each as if it were alone."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import lm_runtime
+from conftest import FIXTURE
+from lm_runtime.engine import Engine, Piece
+from lm_runtime.filters import log_probabilities
+from lm_runtime.generation import generate_batch
+from lm_runtime.model import OnnxModel
+from lm_runtime.sampling import SamplingParams
+from lm_runtime.session import Session
+
+PARAMS = [
+    SamplingParams(max_tokens=12, top_p=0.9),
+    SamplingParams(max_tokens=30, temperature=0),
+    SamplingParams(max_tokens=20, stop=("\n",), temperature=0.8),
+    SamplingParams(max_tokens=25, no_repeat_ngram_size=2, frequency_penalty=0.4, presence_penalty=0.2),
+    SamplingParams(max_tokens=15, typical_p=0.8, repetition_penalty=1.3, banned=("the", "keeper of")),
+    SamplingParams(max_tokens=18, top_k=5, logprobs=3, logit_bias={5: 2.0}),
+]
+PROMPTS = ["", "the keeper", "Mara wrote a letter\nand", "xyzzy"]
+
+
+@pytest.fixture(scope="module")
+def model() -> OnnxModel:
+    return lm_runtime.load(FIXTURE, provider="cpu")
+
+
+def alone(model: OnnxModel, session: Session, params: SamplingParams) -> list[Piece]:
+    return list(generate_batch(model, [session], params))
+
+
+def tokens(model: OnnxModel, prompt: str, seed: int = 1, **params: Any) -> list[int]:
+    return [
+        piece.token
+        for piece in alone(model, Session.start(model, prompt, seed=seed), SamplingParams(**params))
+    ]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 8), st.sampled_from(PROMPTS), st.sampled_from(PARAMS)), max_size=8),
+    st.integers(1, 5),
+)
+@settings(max_examples=25, deadline=None)
+def test_whenever_a_session_enters_its_text_is_the_one_it_has_alone(
+    model: OnnxModel, entries: list[tuple[int, str, SamplingParams]], max_batch: int
+) -> None:
+    engine, pieces = Engine(model, max_batch=max_batch), {number: [] for number in range(len(entries))}
+    sessions: list[Session] = []
+    for wait, prompt, params in entries:
+        for _ in range(wait):
+            for piece in engine.step():
+                pieces[piece.index].append(piece)
+        sessions.append(Session.start(model, prompt, seed=9, index=len(sessions)))
+        assert engine.add(sessions[-1], params) == len(sessions) - 1
+    while len(engine):
+        step = engine.step()
+        assert 1 <= len(step) <= max_batch
+        for piece in step:
+            pieces[piece.index].append(piece)
+    assert engine.step() == []
+    for number, (_, prompt, params) in enumerate(entries):
+        other = Session.start(model, prompt, seed=9, index=number)
+        expected = alone(model, other, params)
+        for piece in expected:
+            piece.index = number
+        assert pieces[number] == expected
+        assert all(map(np.array_equal, sessions[number].state, other.state))
+        assert sessions[number].position == other.position
+
+
+def test_sessions_wait_for_room_first_come_first_served(model: OnnxModel) -> None:
+    engine = Engine(model, max_batch=2)
+    for index, length in enumerate((2, 5, 1, 1)):
+        engine.add(Session.start(model, seed=index), SamplingParams(max_tokens=length))
+    steps = []
+    while len(engine):
+        steps.append([piece.index for piece in engine.step()])
+    assert steps == [[0, 1], [0, 1], [1, 2], [1, 3], [1]]
+
+
+def test_who_is_cancelled_can_go_on_elsewhere(model: OnnxModel) -> None:
+    params = SamplingParams(max_tokens=30, top_p=0.9)
+    expected = [tokens(model, "the", index, max_tokens=30, top_p=0.9) for index in range(3)]
+    engine = Engine(model)
+    sessions = [Session.start(model, "the", seed=index) for index in range(3)]
+    for session in sessions:
+        engine.add(session, params)
+    found: dict[int, list[int]] = {0: [], 1: [], 2: []}
+    for number in range(20):
+        for piece in engine.step():
+            found[piece.index].append(piece.token)
+        if number == 6:
+            engine.cancel(1)
+            engine.cancel(1)
+            engine.cancel(77)
+    engine.close()
+    assert not len(engine)
+    for index, session in enumerate(sessions):
+        rest = SamplingParams(max_tokens=30 - len(found[index]), top_p=0.9)
+        assert len(found[index]) == (7 if index == 1 else 20)
+        assert found[index] + [piece.token for piece in alone(model, session, rest)] == expected[index]
+
+
+def test_log_probabilities_are_the_model_s_whatever_the_sampling(model: OnnxModel) -> None:
+    params = SamplingParams(max_tokens=30, temperature=0.3, repetition_penalty=2, logprobs=4, allow_unk=True)
+    session = Session.start(model, "the keeper", seed=1)
+    twin = session.copy()
+    for piece in alone(model, session, params):
+        logits, twin.state = model.step(np.array([[twin.token]]), twin.state)
+        values = log_probabilities(logits[0, 0])
+        assert piece.log_probability == values[piece.token]
+        assert [value for _, value in piece.alternatives] == np.sort(values)[::-1][:4].tolist()
+        assert all(values[token] == value for token, value in piece.alternatives)
+        twin.token = piece.token
+    plain = alone(model, Session.start(model), SamplingParams(max_tokens=3))
+    assert all(piece.log_probability is None and not piece.alternatives for piece in plain)
+
+
+def test_no_n_gram_comes_twice(model: OnnxModel) -> None:
+    for size in (1, 2, 3):
+        text = tokens(model, "", temperature=0, max_tokens=150, no_repeat_ngram_size=size, allow_unk=True)
+        grams = Counter(tuple(text[at : at + size]) for at in range(len(text) - size + 1))
+        assert max(grams.values()) == 1
+
+
+def test_banned_words_and_sequences_are_not_generated(model: OnnxModel) -> None:
+    free = model.tokenizer.decode(tokens(model, "", max_tokens=500))
+    banned = ("the", "of the", "a")
+    text = model.tokenizer.decode(tokens(model, "", max_tokens=500, banned=banned)).split()
+    assert {"the", "a"} <= set(free.split())
+    assert not {"the", "a"} & set(text)
+    pair = next(pair for pair, _ in Counter(pairwise(free.split())).most_common(1))
+    again = model.tokenizer.decode(tokens(model, "", max_tokens=500, banned=(" ".join(pair),))).split()
+    assert pair not in set(pairwise(again))
+    assert {pair[0], pair[1]} <= set(again)
+
+
+def test_a_bias_moves_tokens_and_minus_infinity_rules_them_out(model: OnnxModel) -> None:
+    (word,) = model.tokenizer.encode("the")
+    counts = [
+        tokens(model, "", max_tokens=200, logit_bias={word: bias}).count(word) for bias in (-math.inf, 0, 3)
+    ]
+    assert counts[0] == 0 < counts[1] < counts[2]
+
+
+def test_penalties_see_the_prompt(model: OnnxModel) -> None:
+    favourite = tokens(model, "the keeper of", temperature=0, max_tokens=1)
+    word = model.tokenizer.decode(favourite)
+    assert (
+        tokens(model, f"{word} the keeper of", temperature=0, max_tokens=1, presence_penalty=50) != favourite
+    )
+
+
+def test_a_text_that_nothing_can_continue_is_stuck_and_leaves_the_others_alone(model: OnnxModel) -> None:
+    vocab_size = model.tokenizer.vocab_size
+    params = SamplingParams(logit_bias=dict.fromkeys(range(vocab_size), -math.inf), max_tokens=5)
+    engine = Engine(model)
+    engine.add(Session.start(model, "the"), params)
+    engine.add(Session.start(model, "the", seed=1), SamplingParams(max_tokens=5))
+    pieces = [piece for _ in range(5) for piece in engine.step()]
+    assert [(piece.text, piece.finish) for piece in pieces if piece.index == 0] == [("", "stuck")]
+    assert [piece.token for piece in pieces if piece.index == 1] == tokens(model, "the", max_tokens=5)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"top_k": 201}, "top_k must be at least 0 and at most 200, got 201"),
+        ({"logprobs": 201}, "logprobs must be at least 0 and at most 200, got 201"),
+        ({"logit_bias": {200: 1.0}}, "logit_bias must name ids from 0 to 199, got 200"),
+        ({"logit_bias": {-1: 1.0}}, "logit_bias must name ids from 0 to 199, got -1"),
+    ],
+)
+def test_what_does_not_fit_the_vocabulary_is_refused(
+    model: OnnxModel, params: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Engine(model).add(Session.start(model), SamplingParams(**params))
+
+
+def test_a_batch_holds_at_least_one(model: OnnxModel) -> None:
+    with pytest.raises(ValueError, match="max_batch must be at least 1, got 0"):
+        Engine(model, max_batch=0)
