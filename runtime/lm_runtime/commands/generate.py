@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import secrets
 import sys
@@ -21,9 +20,9 @@ if TYPE_CHECKING:
 
     from lm_runtime.engine import Piece
     from lm_runtime.model import OnnxModel
+    from lm_runtime.sampling import SamplingParams
     from lm_runtime.session import Session
 
-_BATCH = 32  # samples at a time; more would only take more memory
 _EXAMPLES = """
 \b
 Examples:
@@ -32,8 +31,11 @@ Examples:
   lm-generate my-bundle --max-tokens 1000 --seed 1 > sample.txt
   lm-generate my-bundle --stop '\\n' --samples 5 --json
   lm-generate my-bundle --prompt "Once upon" --suggest 5
+  lm-generate my-bundle --prompt "Once upon" --beams 4
+  lm-generate my-bundle --regex '[A-Z][a-z]+ [A-Z][a-z]+'
   lm-generate my-bundle --prompt "Once upon" --save-state tale.npz
   lm-generate my-bundle --load-state tale.npz     the same text, bit for bit, from there on
+  lm-generate my-bundle --input prompts.jsonl --output texts.jsonl
   echo "Once upon" | lm-generate my-bundle --prompt-file -
 """
 
@@ -51,7 +53,16 @@ Examples:
     "--top-p", type=float, help="Keep the tokens that reach probability P.  [default: the bundle's]"
 )
 @click.option("--min-p", type=float, help="Keep tokens at least P times as probable as the best.")
+@click.option("--typical-p", type=float, help="Keep the most typical tokens that reach probability P.")
 @click.option("--repetition-penalty", type=float, help="Above 1 discourages tokens that came before.")
+@click.option("--frequency-penalty", type=float, help="Taken from a logit for every time its token came.")
+@click.option("--presence-penalty", type=float, help="Taken from a logit if its token came.")
+@click.option("--no-repeat-ngram-size", type=int, metavar="N", help="No N tokens come twice in a row.")
+@click.option(
+    "--logit-bias", multiple=True, metavar="TOKEN=B", help="Add B to a token's logit; -inf bans. Repeatable."
+)
+@click.option("--ban", "banned", multiple=True, metavar="TEXT", help="Never generate this. Repeatable.")
+@click.option("--regex", metavar="PATTERN", help="The whole text matches this regular expression.")
 @click.option(
     "--stop", multiple=True, metavar="TEXT", help="End before this text; \\n is a line break. Repeatable."
 )
@@ -60,11 +71,34 @@ Examples:
     "--seed", type=click.IntRange(min=0), help="Makes a run repeatable.  [default: a new one each time]"
 )
 @click.option("--samples", type=click.IntRange(min=1), default=1, show_default=True, help="How many texts.")
+@click.option("--echo", is_flag=True, help="Print the prompt before its text.")
+@click.option(
+    "--logprobs",
+    type=int,
+    metavar="K",
+    help="With --json: each token's log-probability, and of the K most probable.",
+)
 @click.option(
     "--suggest",
     type=click.IntRange(min=1),
     metavar="K",
     help="Print the K most probable next tokens instead.",
+)
+@click.option(
+    "--beams", type=click.IntRange(min=1), metavar="K", help="Search the most probable line with K beams."
+)
+@click.option(
+    "--input",
+    "input_",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help='JSON Lines, each with "prompt" and perhaps parameters; - for standard input.',
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Where the texts of --input go; interrupted, the same command goes on.",
 )
 @click.option(
     "--save-state",
@@ -85,7 +119,11 @@ def main(
     prompt_file: str | None,
     seed: int | None,
     samples: int,
+    echo: bool,
     suggest: int | None,
+    beams: int | None,
+    input_: Path | None,
+    output: Path | None,
     save_state: Path | None,
     load_state: Path | None,
     as_json: bool,
@@ -101,47 +139,175 @@ def main(
     with imports():
         from lm_runtime import generation
         from lm_runtime.model import OnnxModel
-        from lm_runtime.session import Session
 
-    if prompt is not None and prompt_file is not None:
-        raise click.UsageError("give --prompt or --prompt-file, not both")
+    given = {name: value for name, value in sampling.items() if value not in (None, ())}
+    states = save_state or load_state
+    for wrong, why in (
+        (prompt is not None and prompt_file is not None, "give --prompt or --prompt-file, not both"),
+        (output and not input_, "--output takes the texts of --input; give both"),
+        (
+            input_ and (states or suggest or beams or echo or prompt is not None or prompt_file),
+            "--input brings its prompts and prints JSON; beside it only sampling options and --samples go",
+        ),
+        ("logprobs" in given and not (as_json or input_), "--logprobs prints JSON; give --json too"),
+        (
+            states and (samples > 1 or as_json),
+            "--save-state and --load-state go on with one text; leave out --samples and --json",
+        ),
+        (
+            states and "regex" in given,
+            "--regex matches a whole text; leave out --save-state and --load-state",
+        ),
+        (
+            beams and (set(given) - {"max_tokens", "allow_unk"} or states),
+            "--beams searches and does not sample; give it with --max-tokens and --allow-unk only",
+        ),
+    ):
+        if wrong:
+            raise click.UsageError(why)
     if prompt_file is not None:
         prompt = _read_prompt(prompt_file)
-    given = {name: value for name, value in sampling.items() if value not in (None, ())}
     if "stop" in given:
         given["stop"] = tuple(text.replace("\\n", "\n") for text in given["stop"])
         "".join(given["stop"]).encode()
-    if save_state:
-        require_place(save_state)
+    for place in filter(None, (save_state, output)):
+        require_place(place)
     model = OnnxModel(bundle, precision=precision, provider=provider, threads=threads)
+    if "logit_bias" in given:
+        given["logit_bias"] = _bias(model, given["logit_bias"])
     params = dataclasses.replace(model.defaults, **given)
-    vocab_size = model.config.vocab_size
-    if params.top_k > vocab_size:
-        raise ValueError(f"top_k must be at least 0 and at most {vocab_size}, got {params.top_k}")
+    params.check_ids(model.config.vocab_size)
+    prompt = prompt or ""
     if suggest:
-        _print_suggestions(generation.suggest(model, prompt or "", suggest), as_json=as_json)
-        return
+        _print_suggestions(generation.suggest(model, prompt, suggest), as_json=as_json)
+    elif beams:
+        _print_hypotheses(model, prompt, params, beams, samples, echo=echo, as_json=as_json)
+    elif input_:
+        from lm_runtime.commands.requests import run_requests
+
+        input_ = Path("/dev/stdin") if str(input_) == "-" else input_
+        run_requests(model, input_, output, params, seed=seed or 0, samples=samples)
+    elif states:
+        _go_on(model, prompt, params, seed, save_state, load_state, echo=echo)
+    else:
+        seed = secrets.randbelow(1 << 32) if seed is None else seed
+        _sample(model, prompt, params, seed, samples, echo=echo, as_json=as_json)
+
+
+def _bias(model: OnnxModel, given: tuple[str, ...]) -> dict[int, float]:
+    """``TOKEN=B`` by ids; a token is named as text, or as tokens.txt has it."""
+    names = {token: number for number, token in enumerate(model.tokenizer.tokens)}
+    bias = {}
+    for text in given:
+        token, _, value = text.rpartition("=")
+        ids = [names[token]] if token in names else model.tokenizer.encode(token)
+        try:
+            number = float(value)
+        except ValueError:
+            number = float("nan")
+        if len(ids) != 1 or number != number:
+            problem = f"{token!r} is {len(ids)} tokens" if number == number else f"{value!r} is no number"
+            raise ValueError(f"logit_bias must be TOKEN=NUMBER, got {text!r}: {problem}")
+        bias[ids[0]] = number
+    return bias
+
+
+def _sample(
+    model: OnnxModel,
+    prompt: str,
+    params: SamplingParams,
+    seed: int,
+    samples: int,
+    *,
+    echo: bool,
+    as_json: bool,
+) -> None:
+    from lm_runtime.commands.requests import completion_record
+    from lm_runtime.completion import Request, complete
+    from lm_runtime.generation import generate_samples
+    from lm_runtime.session import Session
+
     started = time.perf_counter()
-    if save_state or load_state:
-        if samples > 1 or as_json:
-            raise click.UsageError(
-                "--save-state and --load-state go on with one text; leave out --samples and --json"
-            )
-        session = _session(model, load_state, prompt or "", seed)
-        count = _stream(generation.generate_batch(model, [session], params))
-        if save_state:
-            session.save(save_state, model)
-        note(_rate(count, time.perf_counter() - started) + f", position {session.position:,}")
-        return
-    seed = secrets.randbelow(1 << 32) if seed is None else seed
-    groups = (range(first, min(first + _BATCH, samples)) for first in range(0, samples, _BATCH))
-    session = Session.start(model, prompt or "")
-    pieces = itertools.chain.from_iterable(
-        generation.generate_samples(model, session, params, seed=seed, indices=group) for group in groups
-    )
-    streams = samples == 1 and not as_json
-    count = _stream(pieces) if streams else _collect(pieces, samples, as_json=as_json)
+    if samples == 1 and not as_json:
+        session = Session.start(model, prompt)
+        count = _stream(generate_samples(model, session, params, seed=seed), prompt if echo else "")
+    else:
+        count = 0
+        before = _prompt_tokens(model, prompt) if echo and params.logprobs is not None else []
+        requests = (Request(prompt, params, seed, index) for index in range(samples))
+        for index, completion in enumerate(complete(model, requests)):
+            count += len(completion.pieces)
+            text = prompt * echo + completion.text
+            if as_json:
+                record = {"index": index, **completion_record(model, completion)}
+                record |= {"text": text} | ({"prompt_logprobs": before} if before else {})
+                _write(json.dumps(record, ensure_ascii=False) + "\n")
+            else:
+                _write(f"--- {index + 1} of {samples}\n{text}" + "\n" * (not text.endswith("\n")))
     note(_rate(count, time.perf_counter() - started) + f", seed {seed}")
+
+
+def _go_on(
+    model: OnnxModel,
+    prompt: str,
+    params: SamplingParams,
+    seed: int | None,
+    save_state: Path | None,
+    load_state: Path | None,
+    *,
+    echo: bool,
+) -> None:
+    from lm_runtime.generation import generate_batch
+
+    started = time.perf_counter()
+    session = _session(model, load_state, prompt, seed)
+    count = _stream(generate_batch(model, [session], params), prompt if echo else "")
+    if save_state:
+        session.save(save_state, model)
+    note(_rate(count, time.perf_counter() - started) + f", position {session.position:,}")
+
+
+def _prompt_tokens(model: OnnxModel, prompt: str) -> list[dict[str, Any]]:
+    """The prompt's tokens and their log-probabilities."""
+    from lm_runtime.commands.requests import token_record
+    from lm_runtime.scoring import token_log_probabilities
+
+    *lines, last = prompt.split("\n")
+    pieces = [*((line, True) for line in lines), (last, False)]
+    return [
+        token_record(model, int(token), float(value))
+        for ids, values in token_log_probabilities(model, pieces)
+        for token, value in zip(ids, values, strict=True)
+    ]
+
+
+def _print_hypotheses(
+    model: OnnxModel,
+    prompt: str,
+    params: SamplingParams,
+    beams: int,
+    samples: int,
+    *,
+    echo: bool,
+    as_json: bool,
+) -> None:
+    from lm_runtime.beam import beam_search
+
+    if samples > beams:
+        raise ValueError(f"samples must be at most the {beams} beams, got {samples}")
+    found = beam_search(model, prompt, beams=beams, max_tokens=params.max_tokens, allow_unk=params.allow_unk)
+    for hypothesis in found[:samples]:
+        text = prompt * echo + hypothesis.text
+        if as_json:
+            record = {
+                "text": text,
+                "tokens": len(hypothesis.tokens),
+                "log_probability": hypothesis.log_probability,
+                "score": hypothesis.score,
+            }
+            _write(json.dumps(record, ensure_ascii=False) + "\n")
+        else:
+            _write(text + "\n")
 
 
 def _print_suggestions(suggestions: list[tuple[str, float]], *, as_json: bool) -> None:
@@ -173,44 +339,20 @@ def _read_prompt(name: str) -> str:
     return read_text_file(path).removesuffix("\n")
 
 
-def _stream(pieces: Iterator[Piece]) -> int:
-    """Write one text as it comes; return the number of tokens."""
-    count, text = 0, "\n"
+def _stream(pieces: Iterator[Piece], echoed: str) -> int:
+    """Write one text as it comes, what is echoed first; return the number of tokens."""
+    _write(echoed)
+    count, text = 0, echoed or "\n"
     for piece in pieces:
         count += 1
         if piece.text:
             text = piece.text
-            sys.stdout.buffer.write(text.encode("utf-8", "replace"))
-            sys.stdout.buffer.flush()
+            _write(text)
     if not text.endswith("\n"):
-        sys.stdout.buffer.write(b"\n")
+        _write("\n")
     return count
 
 
-def _collect(pieces: Iterator[Piece], samples: int, *, as_json: bool) -> int:
-    """Write several texts, each when it and those before it are complete; return the number of tokens."""
-    texts, tokens = [""] * samples, [0] * samples
-    finish: list[str | None] = [None] * samples
-    written = 0
-    for piece in pieces:
-        texts[piece.index] += piece.text
-        tokens[piece.index] += 1
-        finish[piece.index] = piece.finish
-        while written < samples and finish[written]:
-            _write_sample(written, samples, texts[written], tokens[written], finish[written], as_json)
-            written += 1
-    for index in range(written, samples):  # of no tokens at all
-        _write_sample(index, samples, "", 0, "length", as_json)
-    return sum(tokens)
-
-
-def _write_sample(
-    index: int, samples: int, text: str, tokens: int, finish: str | None, as_json: bool
-) -> None:
-    if as_json:
-        record = {"index": index, "text": text, "tokens": tokens, "finish": finish}
-        line = json.dumps(record, ensure_ascii=False) + "\n"
-    else:
-        line = f"--- {index + 1} of {samples}\n{text}" + "\n" * (not text.endswith("\n"))
-    sys.stdout.buffer.write(line.encode("utf-8", "replace"))
+def _write(text: str) -> None:
+    sys.stdout.buffer.write(text.encode("utf-8", "replace"))
     sys.stdout.buffer.flush()

@@ -1,0 +1,250 @@
+"""Many prompts at once: in order, each text as it is alone, and a run that was cut off goes on."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import lm_runtime
+from conftest import FIXTURE, Invoke, one_line
+from lm_runtime.commands.generate import main as lm_generate
+from lm_runtime.completion import Request, complete
+from lm_runtime.generation import generate_samples
+from lm_runtime.model import OnnxModel
+from lm_runtime.sampling import SamplingParams
+from lm_runtime.stepper import State
+
+PROMPTS = ["the keeper", "", "Mara wrote a letter\nand", "the", "the keeper", "xyzzy"]
+
+
+@pytest.fixture(scope="module")
+def model() -> OnnxModel:
+    return lm_runtime.load(FIXTURE, provider="cpu")
+
+
+def write_jsonl(path: Path, records: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+
+
+def read_jsonl(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("max_batch", [1, 2, 32])
+def test_completions_come_in_order_and_are_what_they_are_alone(model: OnnxModel, max_batch: int) -> None:
+    requests = [
+        Request(prompt, SamplingParams(max_tokens=5 * number, top_p=0.9, stop=("\n",)), seed=3, index=number)
+        for number, prompt in enumerate(PROMPTS)
+    ]
+    completions = list(complete(model, requests, max_batch=max_batch))
+    for request, completion in zip(requests, completions, strict=True):
+        alone = list(
+            generate_samples(model, request.prompt, request.params, seed=3, indices=(request.index,))
+        )
+        assert completion.text == "".join(piece.text for piece in alone)
+        assert [piece.token for piece in completion.pieces] == [piece.token for piece in alone]
+        assert completion.finish == (alone[-1].finish if alone else "length")
+
+
+def test_requests_are_taken_as_there_is_room(model: OnnxModel) -> None:
+    taken = 0
+
+    def endless() -> Iterator[Request]:
+        nonlocal taken
+        for number in itertools.count():
+            taken += 1
+            yield Request("the", SamplingParams(max_tokens=3), index=number)
+
+    completions = complete(model, endless(), max_batch=4)
+    for number in range(1, 20):
+        next(completions)
+        assert taken <= number + 2 * 4
+
+
+def test_a_prompt_is_read_once(model: OnnxModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    advance = OnnxModel.step
+
+    def counting(self: OnnxModel, token: Any, state: State) -> Any:
+        read.append(token.size)
+        return advance(self, token, state)
+
+    monkeypatch.setattr(OnnxModel, "step", counting)
+    requests = [Request("the keeper of the clock", SamplingParams(max_tokens=2), index=n) for n in range(9)]
+    assert len(list(complete(model, requests))) == 9
+    assert sum(read) <= 5  # the line's end before it and four of its five words; steps are bound
+
+
+def test_json_lines_come_back_in_order_with_what_they_brought(invoke: Invoke, tmp_path: Path) -> None:
+    records = [
+        {"id": number, "prompt": prompt, "max_tokens": 12 - number, "note": {"kept": True}}
+        for number, prompt in enumerate(PROMPTS)
+    ]
+    write_jsonl(tmp_path / "in.jsonl", records)
+    code, out, err = invoke(lm_generate, FIXTURE, "--input", "in.jsonl", "--seed", 5)
+    assert (code, err) == (0, "6 texts\n")
+    for number, (record, result) in enumerate(zip(records, read_jsonl(out), strict=True)):
+        assert record.items() <= result.items()
+        assert result["tokens"] == 12 - number
+    assert invoke(lm_generate, FIXTURE, "--input", "in.jsonl", "--seed", 5)[1] == out
+    assert invoke(lm_generate, FIXTURE, "--input", "in.jsonl", "--seed", 6)[1] != out
+    assert invoke(lm_generate, FIXTURE, "--input", "in.jsonl", "--seed", 5, "--output", "out.jsonl")[0] == 0
+    assert (tmp_path / "out.jsonl").read_text() == out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+
+
+def test_several_samples_a_line(invoke: Invoke, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "in.jsonl", [{"prompt": "the"}, {"prompt": "a"}])
+    _, out, _ = invoke(lm_generate, FIXTURE, "--input", "in.jsonl", "--samples", 3)
+    results = read_jsonl(out)
+    assert [(result["prompt"], result["sample"]) for result in results] == [
+        (prompt, sample) for prompt in ("the", "a") for sample in range(3)
+    ]
+    assert len({result["text"] for result in results}) == 6
+
+
+def test_a_line_s_parameters_win(invoke: Invoke, tmp_path: Path) -> None:
+    bias = {str(token): 5.0 for token in (7, 8)}
+    records: list[dict[str, Any]] = [
+        {"prompt": "the", "temperature": 0, "max_tokens": 4},
+        {"prompt": "the", "temperature": 0, "max_tokens": 4, "seed": 9},
+        {"prompt": "the", "stop": ["\n"], "logit_bias": bias, "logprobs": 1, "max_tokens": 3},
+    ]
+    write_jsonl(tmp_path / "in.jsonl", records)
+    results = read_jsonl(invoke(lm_generate, FIXTURE, "--input", "in.jsonl", "--temperature", 1.5)[1])
+    assert results[0]["text"] == results[1]["text"]
+    assert [len(entry["top"]) for entry in results[2]["logprobs"]] == [1] * results[2]["tokens"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", 'line 3 is not a JSON object with a text "prompt"'),
+        ("[1]", 'line 3 is not a JSON object with a text "prompt"'),
+        ('{"prompt": 5}', 'line 3 is not a JSON object with a text "prompt"'),
+        ('{"prompt": "a", "top_p": 2}', "line 3: top_p must be above 0 and at most 1, got 2"),
+        ('{"prompt": "a", "top_p": "x"}', "line 3: "),
+        ('{"prompt": "a", "top_k": 500}', "line 3: top_k must be at least 0 and at most 200, got 500"),
+        ('{"prompt": "a", "seed": -1}', "line 3: seed must be a whole number of at least 0, got -1"),
+        ('{"prompt": "a", "stop": "x"}', "line 3: stop must be a sequence of strings"),
+        ('{"prompt": "a", "logit_bias": {"x": 1}}', "line 3: "),
+        ('{"prompt": "\\ud800"}', "line 3: the prompt is not valid text"),
+    ],
+)
+def test_a_bad_line_is_named(invoke: Invoke, tmp_path: Path, line: str, message: str) -> None:
+    (tmp_path / "in.jsonl").write_text('{"prompt": "the"}\n\n' + line + "\n")
+    code, _, err = invoke(lm_generate, FIXTURE, "--input", "in.jsonl", "--output", "out.jsonl")
+    assert code == 1
+    assert message in one_line(err)
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--input", "in.jsonl", "--prompt", "a"],
+        ["--input", "in.jsonl", "--suggest", 3],
+        ["--input", "in.jsonl", "--save-state", "s.npz"],
+        ["--output", "out.jsonl"],
+        ["--logprobs", 2],
+        ["--beams", 2, "--top-p", 0.5],
+        ["--beams", 2, "--samples", 3],
+        ["--regex", "a", "--save-state", "s.npz"],
+        ["--logit-bias", "the"],
+        ["--logit-bias", "the keeper=1"],
+        ["--logit-bias", "the=nan"],
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(invoke: Invoke, options: list[object]) -> None:
+    code, out, err = invoke(lm_generate, FIXTURE, *options)
+    assert (code, out) == (2, "")
+    one_line(err)
+
+
+def test_a_run_that_was_interrupted_goes_on_and_ends_the_same(invoke: Invoke, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "in.jsonl", [{"id": n, "prompt": PROMPTS[n % 6]} for n in range(3000)])
+    arguments = [FIXTURE, "--input", "in.jsonl", "--max-tokens", 20, "--seed", 2, "--output", "out.jsonl"]
+    name = Path(sys.executable).parent / "lm-generate"
+    process = subprocess.Popen([name, *map(str, arguments)], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    while not (parts := list(tmp_path.glob(".out.jsonl.*"))) or parts[0].stat().st_size < 5000:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30)[1].splitlines()[-1] == "lm-generate: interrupted"
+    assert process.returncode == 130
+    (partial,) = tmp_path.glob(".out.jsonl.*")
+    with partial.open("ab") as file:
+        file.write(b'{"id": 1')  # as a machine that lost its power leaves it
+    before = partial.stat().st_ino
+    code, _, err = invoke(lm_generate, *arguments)
+    assert code == 0
+    assert "of them from before" in err
+    assert (tmp_path / "out.jsonl").stat().st_ino == before
+    whole = invoke(lm_generate, *arguments[:-1], "whole.jsonl")
+    assert whole[0] == 0
+    assert (tmp_path / "out.jsonl").read_text() == (tmp_path / "whole.jsonl").read_text()
+    code, _, err = invoke(lm_generate, *arguments)
+    assert (code, one_line(err)) == (
+        2,
+        "lm-generate: out.jsonl is there already; give --output another name",
+    )
+
+
+def test_other_prompts_do_not_go_on_with_a_file(invoke: Invoke, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "in.jsonl", [{"prompt": "the"}, {"prompt": 5}])
+    assert invoke(lm_generate, FIXTURE, "--input", "in.jsonl", "--output", "out.jsonl")[0] == 1
+    (partial,) = tmp_path.glob(".out.jsonl.*")
+    partial.write_text('{"prompt": "the", "text": "", "tokens": 0, "finish": "length"}\n')
+    write_jsonl(tmp_path / "in.jsonl", [{"prompt": "a"}, {"prompt": "b"}])
+    code, _, err = invoke(lm_generate, FIXTURE, "--input", "in.jsonl", "--output", "out.jsonl")
+    assert code == 2
+    assert "was begun with other prompts" in err
+
+
+def test_the_prompt_is_echoed_with_its_log_probabilities(invoke: Invoke) -> None:
+    options = [FIXTURE, "--prompt", "the keeper\nof", "--seed", 1, "--max-tokens", 4, "--echo"]
+    text = invoke(lm_generate, *options)[1]
+    assert text.startswith("the keeper\nof ")
+    record = json.loads(invoke(lm_generate, *options, "--json", "--logprobs", 2)[1])
+    assert record["text"] == text.removesuffix("\n")
+    assert [entry["token"] for entry in record["prompt_logprobs"]] == ["the", "keeper", "<eos>", "of"]
+    assert [len(entry["top"]) for entry in record["logprobs"]] == [2] * 4
+    logits, _ = lm_runtime.load(FIXTURE, provider="cpu").step(
+        np.zeros((1, 1), dtype=np.int64) + record["prompt_logprobs"][2]["id"],
+        lm_runtime.initial_state(lm_runtime.load(FIXTURE, provider="cpu"), 1),
+    )
+    expected = float(logits[0, 0, record["prompt_logprobs"][0]["id"]] - np.logaddexp.reduce(logits[0, 0]))
+    assert record["prompt_logprobs"][0]["logprob"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_best_lines_are_searched(invoke: Invoke) -> None:
+    code, out, err = invoke(lm_generate, FIXTURE, "--prompt", "the", "--beams", 3, "--max-tokens", 8)
+    assert (code, err) == (0, "")
+    records = read_jsonl(
+        invoke(
+            lm_generate,
+            FIXTURE,
+            "--prompt",
+            "the",
+            "--beams",
+            3,
+            "--samples",
+            3,
+            "--max-tokens",
+            8,
+            "--json",
+        )[1]
+    )
+    assert records[0]["text"] == out.removesuffix("\n")
+    assert [record["score"] for record in records] == sorted(
+        (record["score"] for record in records), reverse=True
+    )
