@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -247,4 +248,33 @@ def test_the_best_lines_are_searched(invoke: Invoke) -> None:
     assert records[0]["text"] == out.removesuffix("\n")
     assert [record["score"] for record in records] == sorted(
         (record["score"] for record in records), reverse=True
+    )
+
+
+def test_a_text_matches_its_regular_expression(invoke: Invoke) -> None:
+    pattern = r" (keeper|clock)( of the (sea|town|clock)){1,3}"
+    options = [FIXTURE, "--prompt", "the", "--regex", pattern, "--samples", 20, "--seed", 3, "--json"]
+    records = read_jsonl(invoke(lm_generate, *options)[1])
+    assert all(re.fullmatch(pattern, record["text"]) for record in records)
+    assert {record["finish"] for record in records} == {"regex"}
+    assert len({record["text"] for record in records}) > 3
+    assert read_jsonl(invoke(lm_generate, *options)[1]) == records
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [("(", "regex '('"), ("zzz", "no text of this vocabulary matches"), ("the", "a word follows a space")],
+)
+def test_a_bad_regular_expression_is_one_line(invoke: Invoke, pattern: str, message: str) -> None:
+    code, out, err = invoke(lm_generate, FIXTURE, "--prompt", "the", "--regex", pattern)
+    assert (code, out) == (2, "")
+    assert message in one_line(err)
+
+
+def test_without_the_extra_the_message_names_it(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    code, out, err = invoke(lm_generate, FIXTURE, "--regex", "never compiled before")
+    assert (code, out) == (1, "")
+    assert one_line(err) == (
+        "lm-generate: llguidance is not installed; install the regex extra: pip install 'steplm[regex]'"
     )

@@ -12,46 +12,69 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lm_runtime.beam import BeamHypothesis, beam_search
+    from lm_runtime.completion import Completion, Request, complete
     from lm_runtime.engine import Engine, Piece
     from lm_runtime.files import UnusableFileError
     from lm_runtime.generation import generate, generate_batch, generate_samples, suggest
     from lm_runtime.model import initial_state, load
+    from lm_runtime.rescoring import Hypothesis, Rescored, read_hypotheses, rescore, score_texts
     from lm_runtime.sampling import SamplingParams
     from lm_runtime.scoring import Score, score_file
     from lm_runtime.session import Session
     from lm_runtime.stepper import State
 
 __all__ = [
+    "BeamHypothesis",
+    "Completion",
     "Engine",
+    "Hypothesis",
     "Piece",
+    "Request",
+    "Rescored",
     "SamplingParams",
     "Score",
     "Session",
     "State",
     "UnusableFileError",
+    "beam_search",
+    "complete",
     "generate",
     "generate_batch",
     "generate_samples",
     "initial_state",
     "load",
+    "read_hypotheses",
+    "rescore",
     "score_file",
+    "score_texts",
     "suggest",
 ]
 
 _HOME = {
+    "BeamHypothesis": "beam",
+    "Completion": "completion",
     "Engine": "engine",
+    "Hypothesis": "rescoring",
     "Piece": "engine",
+    "Request": "completion",
+    "Rescored": "rescoring",
     "SamplingParams": "sampling",
     "Score": "scoring",
     "Session": "session",
     "State": "stepper",
     "UnusableFileError": "files",
+    "beam_search": "beam",
+    "complete": "completion",
     "generate": "generation",
     "generate_batch": "generation",
     "generate_samples": "generation",
     "initial_state": "model",
     "load": "model",
+    "read_hypotheses": "rescoring",
+    "rescore": "rescoring",
     "score_file": "scoring",
+    "score_texts": "rescoring",
     "suggest": "generation",
 }
 

@@ -59,10 +59,14 @@ class PromptRate:
 
 def memory_bandwidth() -> float:
     """Bytes a second that two threads read from memory, far more than a cache holds."""
-    data = np.ones(_BANDWIDTH_BYTES // 4, dtype=np.float32)
-    parts = np.split(data, _THREADS)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        return _BANDWIDTH_BYTES / _median_time(lambda: list(pool.map(np.max, parts)))
+    return _BANDWIDTH_BYTES / _median_time(reader(_BANDWIDTH_BYTES))
+
+
+def reader(size: int) -> Callable[[], object]:
+    """A function that reads ``size`` bytes from memory by two threads."""
+    parts = np.array_split(np.ones(size // 4, dtype=np.float32), _THREADS)
+    pool = ThreadPoolExecutor(_THREADS)
+    return lambda: list(pool.map(np.max, parts))
 
 
 def weights_bytes(model: OnnxModel) -> int:

@@ -160,15 +160,15 @@ class _Group:
         unk_id = None if params.allow_unk else tokenizer.unk_id
         self._sampler = Sampler(params, tokenizer.vocab_size, len(rows), unk_id)
         self._generators = [row.session.generator for row in rows]
+        self._looks_back = params.looks_back
 
     def choose(self, logits: Logits) -> list[Piece]:
         """A token for each row, of the logits ``(batch, vocab)`` of the whole batch."""
         own = logits[self._slice]
-        if self._params.looks_back:
-            looked = np.stack([row.look_back(values) for row, values in zip(self._rows, own, strict=True)])
-            self._sampler.weigh(looked)
-        else:
-            self._sampler.weigh(own)
+        weighed = own
+        if self._looks_back:
+            weighed = np.stack([row.look_back(values) for row, values in zip(self._rows, own, strict=True)])
+        self._sampler.weigh(weighed)
         tokens = self._sampler.choose(self._generators)
         pieces = [row.take(token) for row, token in zip(self._rows, tokens, strict=True)]
         if self._params.logprobs is not None:

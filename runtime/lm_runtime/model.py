@@ -162,6 +162,14 @@ def state_of(model: StepModel, state: State, row: int) -> State:
     )
 
 
+def take_states(model: StepModel, state: State, rows: Sequence[int] | NDArray[np.int64]) -> State:
+    """The state of the batch that has the sequences ``rows`` of a batch, each as often as it is named."""
+    return tuple(
+        np.take(array, rows, axis=tensor.batch_axis)
+        for tensor, array in zip(model.states, state, strict=True)
+    )
+
+
 def read(model: StepModel, ids: Sequence[int], state: State) -> State:
     """Read ``ids`` into a state of batch 1, up to :data:`READ_TOKENS` in one call."""
     token = np.array(ids, dtype=np.int64)[None]

@@ -24,6 +24,7 @@ _MOST_DRAWS = 16
 _COLDEST = 1e-6  # below, the scale would overflow; the best token has all the weight long before
 # Between these the sum of a row's exponentials keeps float32's precision without a shift by the maximum.
 _SMALLEST_SUM, _LARGEST_SUM = 1e-10, 1e30
+_LARGEST_EXPONENT = 80  # above, a sum is larger than that; it is below float32's largest
 
 
 @dataclass(frozen=True)
@@ -218,8 +219,10 @@ class Sampler:
         self._padded = np.zeros((batch, padded), dtype=np.float32)
         self._weights = self._padded[:, :vocab_size]  # (batch, vocab)
         self._blocks = self._padded.reshape(batch, -1, self._block)
+        self._rows = list(self._weights)  # each (vocab,)
         self._above = np.empty(vocab_size, dtype=np.bool_)
-        self._cumulative = np.empty((batch, 0))
+        self._cumulative = np.empty((batch, 0))  # (batch, blocks), or (batch, vocab)
+        self._totals: list[float] = []
         self._best: list[int] = []
 
     def weigh(self, logits: Logits) -> None:
@@ -227,26 +230,37 @@ class Sampler:
         if self._params.temperature == 0:
             self._best = [self._greedy(row) for row in logits]
             return
-        weights = self._weights
         if self._filters_first:
-            for row, values in enumerate(logits):
-                weights[row] = self._filtered(values)
+            for weights, values in zip(self._rows, logits, strict=True):
+                weights[:] = self._filtered(values)
+        elif len(logits) == 1:
+            self._exponentiate_one(logits[0])
         else:
             with np.errstate(over="ignore"):  # seen by the sum
-                if self._scale != 1:
-                    np.multiply(logits, self._scale, out=weights)
-                    np.exp(weights, out=weights)
-                else:
-                    np.exp(logits, out=weights)
+                self._exponentiate(logits, self._weights)
             if self._banned is not None:
-                weights[:, self._banned] = 0
+                self._weights[:, self._banned] = 0
         self._sum()
-        totals = self._cumulative[:, -1].tolist()
-        if not all(_SMALLEST_SUM < total < _LARGEST_SUM for total in totals):
-            for row, total in enumerate(totals):
-                if not _SMALLEST_SUM < total < _LARGEST_SUM:
-                    weights[row] = np.exp(self._shifted(logits[row]))
-            self._sum()
+        for row, total in enumerate(self._totals):
+            if not _SMALLEST_SUM < total < _LARGEST_SUM:
+                self._rows[row][:] = np.exp(self._shifted(logits[row]))
+                self._sum()
+
+    def _exponentiate(self, logits: Logits, out: Logits) -> None:
+        if self._scale != 1:
+            np.multiply(logits, self._scale, out=out)
+            logits = out
+        np.exp(logits, out=out)
+
+    def _exponentiate_one(self, logits: Logits) -> None:
+        """As for many rows; for one, looking for an overflow first takes less time than ignoring it."""
+        weights = self._rows[0]
+        if logits.item(logits.argmax()) * self._scale > _LARGEST_EXPONENT:
+            weights[:] = np.inf
+            return
+        self._exponentiate(logits, weights)
+        if self._banned is not None:
+            weights[self._banned] = 0
 
     def choose(self, generators: Sequence[np.random.Generator]) -> list[int]:
         """The next token of each row, drawn from the row's generator; greedy takes nothing from it."""
@@ -269,9 +283,13 @@ class Sampler:
         return int(others.argmax())
 
     def _sum(self) -> None:
-        # einsum adds the same numbers in the same order whatever the batch, at a third of sum's time.
-        sums = np.einsum("rbi->rb", self._blocks) if self._has_blocks else self._weights
-        self._cumulative = sums.cumsum(axis=1, dtype=np.float64)
+        if self._has_blocks:
+            # einsum adds the same numbers in the same order whatever the batch, at a third of sum's time.
+            sums = np.einsum("rbi->rb", self._blocks)
+            self._cumulative = sums.cumsum(axis=1, dtype=np.float64)
+        else:
+            self._cumulative = np.add.accumulate(self._weights, axis=1)
+        self._totals = self._cumulative[:, -1].tolist()
 
     def _shifted(self, logits: Logits) -> Logits:
         """A row's logits by the temperature, the largest 0."""
@@ -302,7 +320,7 @@ class Sampler:
             if self._keeps(row, token):
                 return token
         with np.errstate(divide="ignore"):
-            logits = np.log(self._weights[row])
+            logits = np.log(self._rows[row])
         params = self._params
         logits = filters.keep_top_k(logits, params.top_k) if params.top_k else logits
         logits = filters.keep_top_p(logits, params.top_p) if params.top_p < 1 else logits
@@ -311,7 +329,7 @@ class Sampler:
 
     def _keeps(self, row: int, token: int) -> bool:
         """Whether the filters keep a token; those applied to the weights have done their work."""
-        weights, params = self._weights[row], self._params
+        weights, params = self._rows[row], self._params
         weight = weights.item(token)
         if weight <= 0:
             return False
@@ -324,12 +342,12 @@ class Sampler:
             return int(np.count_nonzero(self._above)) < params.top_k
         if params.top_p == 1:
             return True
-        total = self._cumulative.item(row, -1)
+        total = self._totals[row]
         most = params.top_p * total
         if total - weight < most:  # even all the others together do not reach p
             return True
         np.greater(weights, weight, out=self._above)
-        before = float(np.dot(weights, self._above))
+        before = float(weights.dot(self._above))
         if before < most:  # of equals, those of smaller id come first
             before += weight * np.count_nonzero(weights[:token] == weight)
         return before < most
@@ -337,7 +355,7 @@ class Sampler:
     def _draw(self, row: int, uniform: float) -> int:
         """The token at ``uniform`` of the cumulative weights, found in the blocks, then within one."""
         cumulative = self._cumulative[row]
-        target = uniform * cumulative.item(-1)
+        target = uniform * self._totals[row]
         found = int(cumulative.searchsorted(target, "right"))
         if self._has_blocks:
             found = min(found, len(cumulative) - 1)
@@ -349,7 +367,7 @@ class Sampler:
 
     def _draw_rows(self, uniforms: NDArray[np.float64]) -> NDArray[np.int64]:
         """:meth:`_draw` for every row at once, with the same results."""
-        cumulative = self._cumulative  # (batch, blocks), or (batch, vocab)
+        cumulative = self._cumulative
         targets = uniforms * cumulative[:, -1]
         found = (cumulative <= targets[:, None]).sum(axis=1)
         if self._has_blocks:

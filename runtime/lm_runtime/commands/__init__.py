@@ -10,8 +10,10 @@ import errno
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -48,8 +50,9 @@ class Command(click.Command):
         except ValueError as error:
             self._fail(str(error), 2)
         except ModuleNotFoundError as error:
+            extra, called = ("regex",) * 2 if error.name == "llguidance" else ("train", "training")
             self._fail(
-                f"{error.name} is not installed; install the training extra: pip install 'steplm[train]'", 1
+                f"{error.name} is not installed; install the {called} extra: pip install 'steplm[{extra}]'", 1
             )
         except MemoryError:
             self._fail("out of memory", 1)
@@ -156,3 +159,27 @@ def file_size(size: float) -> str:
             return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.1f} GB"
+
+
+class Progress:
+    """A line about long work for the person at a terminal who sees nothing else of it.
+
+    It is written at most once a second and ends with a return, so that whatever comes next takes its place.
+
+    Args:
+        total: of the work, in whatever unit; 0 where it is not known.
+    """
+
+    def __init__(self, total: float) -> None:
+        self._total = total
+        self._shown = total > 0 and sys.stderr.isatty() and not sys.stdout.isatty()
+        self._begun = self._told = time.monotonic()
+
+    def show(self, done: float, before: float = 0) -> None:
+        """Tell how far the work is: ``done`` of it, ``before`` of that by an earlier run."""
+        now = time.monotonic()
+        if self._shown and now - self._told > 1 and before < done <= self._total:
+            self._told = now
+            left = (now - self._begun) * (self._total - done) / (done - before)
+            text = f"{done / self._total:4.0%}, {timedelta(seconds=round(left))} left"
+            click.echo(f"{text}\r", err=True, nl=False)

@@ -62,7 +62,11 @@ Examples:
     "--logit-bias", multiple=True, metavar="TOKEN=B", help="Add B to a token's logit; -inf bans. Repeatable."
 )
 @click.option("--ban", "banned", multiple=True, metavar="TEXT", help="Never generate this. Repeatable.")
-@click.option("--regex", metavar="PATTERN", help="The whole text matches this regular expression.")
+@click.option(
+    "--regex",
+    metavar="PATTERN",
+    help="The whole text matches this regular expression; behind a prompt, words begin with a space.",
+)
 @click.option(
     "--stop", multiple=True, metavar="TEXT", help="End before this text; \\n is a line break. Repeatable."
 )

@@ -9,13 +9,12 @@ import dataclasses
 import hashlib
 import json
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from lm_runtime.commands import note
+from lm_runtime.commands import Progress, note
 from lm_runtime.completion import Completion, Request, complete
 from lm_runtime.files import UnusableFileError, read_pieces
 from lm_runtime.model import OnnxModel
@@ -49,7 +48,7 @@ def run_requests(
     with _lines_to(output, hashlib.sha256(repr(settings).encode()).hexdigest()[:12]) as (file, done):
         records: list[Record] = []  # of the lines that are being completed
         total = sum(1 for _ in _read_lines(source)) * samples if source.is_file() else 0
-        started, written = time.perf_counter(), 0
+        progress, written = Progress(total), 0
 
         def requests() -> Iterator[Request]:
             for place, (number, line) in enumerate(_read_lines(source)):
@@ -66,7 +65,7 @@ def run_requests(
             file.write(json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
             file.flush()
             written += 1
-            _show_progress(len(done) + written, total, written, time.perf_counter() - started)
+            progress.show(len(done) + written, len(done))
     note(f"{len(done) + written} texts" + (f", {len(done)} of them from before" if done else ""))
 
 
@@ -143,15 +142,6 @@ def _lines_to(output: Path | None, settings: str) -> Iterator[tuple[IO[bytes], l
             note(f"going on behind {len(done)} texts")
         yield file, done
     partial.replace(output)
-
-
-def _show_progress(done: int, total: int, written: int, seconds: float) -> None:
-    """A line that a terminal overwrites."""
-    if sys.stderr.isatty() and total:
-        left = (total - done) * seconds / written
-        end = "\n" if done == total else ""
-        sys.stderr.write(f"\r{done} of {total} texts, {left:.0f} s left {end}")
-        sys.stderr.flush()
 
 
 def completion_record(model: OnnxModel, completion: Completion) -> dict[str, Any]:
