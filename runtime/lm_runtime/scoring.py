@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 
 from lm_runtime.files import UnusableFileError, read_pieces
 from lm_runtime.model import READ_TOKENS, StepModel, initial_state
+
+_CACHED_LOGITS = 1 << 17
+"""How many logits are normalized at a time: with their exponentials, about what a core's cache holds."""
 
 
 def perplexity(loss: float) -> float:
@@ -37,6 +40,11 @@ class Score:
     """The text's length in UTF-8, a byte for each line break."""
     words: int
     """The words between white space, and one more for each line's end."""
+
+    def __add__(self, other: Score) -> Score:
+        """Both texts, neither of which knows the other."""
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return Score(*(mine + others for mine, others in pairs))
 
     @property
     def perplexity(self) -> float:
@@ -69,6 +77,25 @@ class TextCount:
             yield text, ends
 
 
+def read_lines(path: str | Path) -> Iterator[str]:
+    """The lines of a UTF-8 text file, each of them whole, without its line break.
+
+    Raises:
+        UnusableFileError: the file is missing, empty, or not UTF-8 text.
+    """
+    path = Path(path)
+    parts: list[str] = []
+    empty = True
+    for text, ends in read_pieces(path):
+        empty = False
+        parts.append(text)
+        if ends:
+            yield "".join(parts)
+            parts.clear()
+    if empty:
+        raise UnusableFileError(path, "empty: there is nothing to score")
+
+
 TokenScores = Callable[[NDArray[np.int64], NDArray[np.float32]], None]
 
 
@@ -89,9 +116,9 @@ def score_file(model: StepModel, path: str | Path, *, each: TokenScores | None =
     for ids, log_probabilities in token_log_probabilities(model, count.count(read_pieces(path))):
         if each is not None:
             each(ids, log_probabilities)
-        total += float(log_probabilities.sum(dtype=np.float64))
+        total = add_up(log_probabilities, total)
         tokens += ids.size
-        unknown += int((ids == model.tokenizer.unk_id).sum()) if model.tokenizer.unk_id is not None else 0
+        unknown += unknown_tokens(model, ids)
     if not tokens:
         raise UnusableFileError(path, "empty: there is nothing to score")
     return Score(total, tokens, unknown, count.bytes, count.words)
@@ -122,8 +149,31 @@ def token_log_probabilities(
 
 def log_softmax_at(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> NDArray[np.float32]:
     """The log-probability of each target: logits ``(time, vocab)``, targets ``(time,)`` -> ``(time,)``."""
-    highest = logits.max(axis=-1, keepdims=True)
-    normalizer = np.log(np.exp(logits - highest).sum(axis=-1)) + highest[:, 0]
-    chosen: NDArray[np.float32] = logits[np.arange(targets.size), targets]
-    result: NDArray[np.float32] = chosen - normalizer
+    result: NDArray[np.float32] = logits[np.arange(targets.size), targets] - log_normalizers(logits)
     return result
+
+
+def log_normalizers(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What is taken from logits to make them log-probabilities: ``(rows, vocab)`` -> ``(rows,)``."""
+    rows = max(1, _CACHED_LOGITS // logits.shape[1])
+    result = np.empty(len(logits), dtype=np.float32)
+    for start in range(0, len(logits), rows):
+        block = logits[start : start + rows]
+        highest = block.max(axis=-1, keepdims=True)
+        shifted = block - highest
+        np.exp(shifted, out=shifted)
+        result[start : start + rows] = np.log(shifted.sum(axis=-1)) + highest[:, 0]
+    return result
+
+
+def add_up(log_probabilities: NDArray[np.float32], total: float = 0.0) -> float:
+    """``total`` and each of ``log_probabilities``, added one after the other in float64.
+
+    A sum in pairs would depend on where a long text is cut into parts.
+    """
+    return float(np.add.accumulate(np.append(total, log_probabilities), dtype=np.float64)[-1])
+
+
+def unknown_tokens(model: StepModel, ids: NDArray[np.int64]) -> int:
+    """How many of ``ids`` are ``<unk>``."""
+    return int((ids == model.tokenizer.unk_id).sum()) if model.tokenizer.unk_id is not None else 0

@@ -1,36 +1,59 @@
-"""``lm-score``: the perplexity of a text."""
+"""``lm-score``: the perplexity of a text or of each of its lines, and n-best lists put in a new order."""
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from lm_runtime.commands import Command, imports, note, where_it_runs, which_graph
+from lm_runtime.commands import Command, Progress, imports, note, where_it_runs, which_graph
 
 if TYPE_CHECKING:
+    from lm_runtime.model import OnnxModel
+    from lm_runtime.rescoring import Hypothesis
     from lm_runtime.scoring import Score
+
+Item = TypeVar("Item", "str", "Hypothesis")
 
 _EXAMPLES = """
 \b
 Examples:
   lm-score my-bundle valid.txt
   lm-score my-bundle valid.txt --json
-  lm-score my-bundle valid.txt --tokens | sort -n | head     the least expected tokens
+  lm-score my-bundle valid.txt --tokens | sort -n | head      the least expected tokens
+  lm-score my-bundle sentences.txt --lines | sort -n | head   the least expected lines
+  lm-score my-bundle lists.txt --nbest --weight 0.5
 """
 
 
 @click.command(cls=Command, name="lm-score", epilog=_EXAMPLES)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object; with --lines or --nbest one a line."
+)
 @click.option(
     "--tokens",
     "per_token",
     is_flag=True,
     help="Print each token's log-probability: number, tab, token as JSON.",
+)
+@click.option("--lines", "by_line", is_flag=True, help="Score each line as a text of its own.")
+@click.option(
+    "--nbest",
+    is_flag=True,
+    help="FILE has a hypothesis a line: id, score of a first pass (natural logarithm), text. "
+    "Print those of each id, best first: id, combined score, log-probability, text.",
+)
+@click.option(
+    "--weight",
+    type=float,
+    help="With --nbest, the combined score is the first pass's plus WEIGHT times the log-probability.  "
+    "[default: 1]",
 )
 @which_graph
 @where_it_runs
@@ -40,6 +63,9 @@ def main(
     file: Path,
     as_json: bool,
     per_token: bool,
+    by_line: bool,
+    nbest: bool,
+    weight: float | None,
     precision: Any,
     provider: Any,
     threads: int | None,
@@ -47,15 +73,29 @@ def main(
     """Score the text FILE with BUNDLE: log-probabilities (natural logarithm) and perplexity.
 
     Every line's end counts as the token <eos>; the state is carried through the whole file, from a zero
-    state that has read one <eos>. No torch is needed.
+    state that has read one <eos>. With --lines or --nbest every line starts from there. No torch is needed.
     """
-    if as_json and per_token:
-        raise click.UsageError("give --json or --tokens, not both")
+    modes = {"--json": as_json, "--tokens": per_token, "--lines": by_line, "--nbest": nbest}
+    for one, other in itertools.combinations([name for name, given in modes.items() if given], 2):
+        if one != "--json" or other == "--tokens":
+            raise click.UsageError(f"give {one} or {other}, not both")
+    if weight is not None and not nbest:
+        raise click.UsageError("--weight is for --nbest")
     with imports():
         from lm_runtime.model import OnnxModel
-        from lm_runtime.scoring import score_file
 
     model = OnnxModel(bundle, precision=precision, provider=provider, threads=threads)
+    if nbest:
+        _print_nbest(model, file, 1.0 if weight is None else weight, as_json=as_json)
+    elif by_line:
+        _print_lines(model, file, as_json=as_json)
+    else:
+        _print_file(model, file, as_json=as_json, per_token=per_token)
+
+
+def _print_file(model: OnnxModel, file: Path, *, as_json: bool, per_token: bool) -> None:
+    from lm_runtime.scoring import score_file
+
     names = [json.dumps(token, ensure_ascii=False) for token in model.tokenizer.tokens] if per_token else []
 
     def show(ids: Any, log_probabilities: Any) -> None:
@@ -70,6 +110,53 @@ def main(
         note(_sentence(result))
     else:
         click.echo(_sentence(result))
+
+
+def _print_lines(model: OnnxModel, file: Path, *, as_json: bool) -> None:
+    from lm_runtime.rescoring import score_texts
+    from lm_runtime.scoring import Score, read_lines
+
+    lines = read_lines(file)
+    total = Score(0.0, 0, 0, 0, 0)
+    size = file.stat().st_size if file.is_file() else 0  # a pipe's is not known
+    shown, scored = itertools.tee(_watched(lines, size))
+    for line, score in zip(shown, score_texts(model, scored), strict=True):
+        total += score
+        if as_json:
+            _print_record(_record(score) | {"text": line})
+        else:
+            numbers = f"{score.log_probability:.6f}\t{score.tokens}\t{score.perplexity:.4f}"
+            click.echo(f"{numbers}\t{line}".encode())
+    note(_sentence(total))
+
+
+def _print_nbest(model: OnnxModel, file: Path, weight: float, *, as_json: bool) -> None:
+    from lm_runtime.rescoring import read_hypotheses, rescore
+
+    hypotheses = list(read_hypotheses(file))  # so that a bad line ends it before the long work
+    size = sum(len(hypothesis.text.encode()) + 1 for hypothesis in hypotheses)
+    for row in rescore(model, _watched(hypotheses, size), weight):
+        given, log_probability = row.hypothesis, row.lm.log_probability
+        if as_json:
+            record = {"id": given.id, "combined": row.combined, "log_probability": log_probability}
+            _print_record(record | {"score": given.score, "tokens": row.lm.tokens, "text": given.text})
+        else:
+            line = f"{given.id}\t{row.combined:.6f}\t{log_probability:.6f}\t{given.text}"
+            click.echo(line.encode())
+
+
+def _print_record(record: dict[str, Any]) -> None:
+    click.echo(json.dumps(record, ensure_ascii=False).encode())  # UTF-8 whatever the terminal's own is
+
+
+def _watched(items: Iterable[Item], size: int) -> Iterator[Item]:
+    """Pass ``items`` on as they are asked for; tell how far that is in their bytes."""
+    progress, done = Progress(size), 0
+    for item in items:
+        progress.show(done)
+        text = item if isinstance(item, str) else item.text
+        done += len(text.encode()) + 1
+        yield item
 
 
 def _record(score: Score) -> dict[str, float]:
