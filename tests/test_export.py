@@ -129,6 +129,45 @@ def test_int8_quantizes_embedding_layers_and_head(tied: bool) -> None:
     assert largest_difference(model, quantized) < 0.1
 
 
+def matrices(graph: onnx.ModelProto) -> int:
+    """How many numbers its weight matrices hold."""
+    return sum(int(np.prod(tensor.dims)) for tensor in graph.graph.initializer if len(tensor.dims) > 1)
+
+
+def test_int8_holds_a_tied_matrix_once() -> None:
+    model, config = make(2, tied=True)
+    graph = make_step_graph(model, config)
+    quantized = quantize_int8(graph)
+    onnx.checker.check_model(quantized, full_check=True)
+    assert matrices(quantized) == matrices(graph)
+    tables = [tensor for tensor in quantized.graph.initializer if list(tensor.dims) == [700, 40]]
+    assert [tensor.data_type for tensor in tables] == [onnx.TensorProto.INT8]
+    uses = [node.op_type for node in quantized.graph.node if tables[0].name in node.input]
+    assert sorted(uses) == ["Gather", "Transpose"]
+
+
+def test_the_transpose_of_a_tied_int8_matrix_is_done_as_onnxruntime_loads(tmp_path: Path) -> None:
+    """A step pays nothing for it: what runs is the graph of an untied model."""
+    operators = []
+    for tied in (False, True):
+        model, config = make(1, tied)
+        options = ort.SessionOptions()
+        options.log_severity_level = 3  # it warns that the file is of use on this machine only
+        options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+        quantized = quantize_int8(make_step_graph(model, config))
+        ort.InferenceSession(quantized.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        optimized = onnx.load(options.optimized_model_filepath)
+        operators.append([node.op_type for node in optimized.graph.node])
+    assert operators[0] == operators[1]
+
+
+def test_a_tied_matrix_that_int8_holds_twice_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, config = make(1, tied=True)
+    monkeypatch.setattr(quantize_module, "_tied_weight", lambda graph: None)
+    with pytest.raises(ExportError, match="int8 stores 69,120 weights, where fp32 has 41,120"):
+        quantize_int8(make_step_graph(model, config))
+
+
 def test_a_layer_that_stays_fp32_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     model, config = make(1, tied=True)
     graph = make_step_graph(model, config)

@@ -89,7 +89,9 @@ class StepModule(nn.Module):
 
     def forward(self, token: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """token ``(batch, time)``, h and c ``(layers, batch, hidden)``; logits ``(batch, time, vocab)``."""
-        x = self.embedding(token).transpose(0, 1)  # (time, batch, embedding)
+        # Ids are transposed, not vectors: in int8, onnxruntime would wrap a Transpose of dequantized vectors
+        # in a second QuantizeLinear and DequantizeLinear.
+        x = self.embedding(token.t())  # (time, batch, embedding)
         hidden, cell = [], []
         for n in range(self.num_layers):
             weights = (self.get_buffer(f"{name}{n}") for name in "WRB")

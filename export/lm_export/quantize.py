@@ -38,6 +38,9 @@ def quantize_int8(graph: onnx.ModelProto) -> onnx.ModelProto:
     onnx.helper.set_model_props(quantized, {**_properties(graph), "precision": "int8"})
     quantized.producer_name = graph.producer_name
     _check(graph, quantized)
+    if tied := _tied_weight(graph):
+        _store_once(quantized, *tied)
+    _check_count(graph, quantized)
     return quantized
 
 
@@ -65,6 +68,40 @@ def _with_folded_transposes(graph: onnx.ModelProto) -> onnx.ModelProto:
     return folded
 
 
+def _tied_weight(graph: onnx.ModelProto) -> tuple[str, str] | None:
+    """The embedding's name and that of its transposed view, if the output layer is one."""
+    tables = {node.input[0] for node in graph.graph.node if node.op_type == "Gather"}
+    for node in graph.graph.node:
+        if node.op_type == "Transpose" and node.input[0] in tables:
+            return node.input[0], node.output[0]
+    return None
+
+
+def _store_once(quantized: onnx.ModelProto, table: str, view: str) -> None:
+    """Let the embedding read the output layer's int8 matrix, of which the quantizer made it a copy.
+
+    The file holds the matrix as ``(vocab, hidden)``, and onnxruntime transposes it for the output layer as
+    it loads, as it does in fp32. Held as ``(hidden, vocab)`` it would need no Transpose, but each number of
+    an embedding would come from another line of memory: at batch 64 a step took 1.4 to 1.6 times as long.
+    """
+    suffixes = ("_quantized", "_scale", "_zero_point")  # the quantizer's names
+    rows, *copy_range = (f"{table}{suffix}" for suffix in suffixes)
+    columns, *head_range = (f"{view}{suffix}" for suffix in suffixes)
+    initializers = {tensor.name: tensor for tensor in quantized.graph.initializer}
+    if missing := {rows, *copy_range, columns, *head_range} - initializers.keys():
+        raise ExportError(f"the quantizer wrote no {', '.join(sorted(missing))}")
+    matrix = onnx.numpy_helper.to_array(initializers[columns]).T
+    for name in (rows, *copy_range, columns):
+        quantized.graph.initializer.remove(initializers[name])
+    quantized.graph.initializer.append(onnx.numpy_helper.from_array(np.ascontiguousarray(matrix), rows))
+    quantized.graph.node.insert(0, onnx.helper.make_node("Transpose", [rows], [columns], perm=[1, 0]))
+    of_the_head = dict(zip(copy_range, head_range, strict=True))
+    for node in quantized.graph.node:
+        node.input[:] = [of_the_head.get(name, name) for name in node.input]
+    # The types noted there are those of the copy.
+    del quantized.graph.value_info[:]
+
+
 def _check(graph: onnx.ModelProto, quantized: onnx.ModelProto) -> None:
     """onnxruntime's quantizer passes over what it cannot quantize, without a word."""
     before = [node.op_type for node in graph.graph.node]
@@ -85,3 +122,14 @@ def _check(graph: onnx.ModelProto, quantized: onnx.ModelProto) -> None:
     ]
     if opsets[0] != opsets[1]:
         raise ExportError(f"the quantizer wrote opset {opsets[1]}, not {opsets[0]}")
+
+
+def _check_count(graph: onnx.ModelProto, quantized: onnx.ModelProto) -> None:
+    """Each weight is stored once: a shared one, too."""
+    # Scales, zero points and indices, which only one of the two has, are no matrices.
+    stored, wanted = (
+        sum(int(np.prod(tensor.dims)) for tensor in model.graph.initializer if len(tensor.dims) > 1)
+        for model in (quantized, graph)
+    )
+    if stored != wanted:
+        raise ExportError(f"int8 stores {stored:,} weights, where fp32 has {wanted:,}")
