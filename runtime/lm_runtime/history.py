@@ -5,7 +5,7 @@ They look back over a window, so that a session's size and a token's cost never 
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 WINDOW = 1024
@@ -13,38 +13,52 @@ WINDOW = 1024
 
 
 class History:
-    """The last :data:`WINDOW` tokens, and how often each comes among them."""
+    """The last :data:`WINDOW` tokens, and how often each comes among them.
+
+    A token is only noted as it comes; tokens are counted when a penalty asks.
+    """
 
     def __init__(self, tokens: Iterable[int] = ()) -> None:
-        self._tokens: deque[int] = deque()
-        self._counts: dict[int, int] = {}
+        self._tokens: list[int] = []
+        self._counts: Counter[int] = Counter()
+        self._counted = slice(0, 0)  # which of the tokens are counted
         self.extend(tokens)
 
     @property
     def tokens(self) -> Sequence[int]:
         """The tokens, oldest first."""
-        return list(self._tokens)
+        return self._tokens[-WINDOW:]
 
     @property
     def counts(self) -> Mapping[int, int]:
         """How often each token comes."""
+        before, now = self._counted, slice(max(0, len(self._tokens) - WINDOW), len(self._tokens))
+        self._counts.update(self._tokens[before.stop :])
+        for token in self._tokens[before.start : now.start]:
+            self._counts[token] -= 1
+            if not self._counts[token]:
+                del self._counts[token]
+        self._counted = now
         return self._counts
 
     def push(self, token: int) -> None:
-        """Add one token; the oldest leaves a full window."""
+        """Add one token."""
         self._tokens.append(token)
-        self._counts[token] = self._counts.get(token, 0) + 1
-        if len(self._tokens) > WINDOW:
-            oldest = self._tokens.popleft()
-            self._counts[oldest] -= 1
-            if not self._counts[oldest]:
-                del self._counts[oldest]
+        if len(self._tokens) == 4 * WINDOW:
+            self._forget()
 
     def extend(self, tokens: Iterable[int]) -> None:
         """Add several tokens."""
-        for token in tokens:
-            self.push(token)
+        self._tokens.extend(tokens)
+        if len(self._tokens) >= 4 * WINDOW:
+            self._forget()
 
     def copy(self) -> History:
         """A second history from here; neither changes the other."""
-        return History(self._tokens)
+        return History(self.tokens)
+
+    def _forget(self) -> None:
+        """Drop what is out of the window."""
+        del self._tokens[:-WINDOW]
+        self._counts.clear()
+        self._counted = slice(0, 0)

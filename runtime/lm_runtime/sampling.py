@@ -221,6 +221,7 @@ class Sampler:
         self._blocks = self._padded.reshape(batch, -1, self._block)
         self._rows = list(self._weights)  # each (vocab,)
         self._above = np.empty(vocab_size, dtype=np.bool_)
+        self._sums = np.empty((batch, 0), dtype=np.float32)  # (batch, blocks)
         self._cumulative = np.empty((batch, 0))  # (batch, blocks), or (batch, vocab)
         self._totals: list[float] = []
         self._best: list[int] = []
@@ -268,10 +269,13 @@ class Sampler:
             return self._best
         if len(generators) == 1:
             return [self._choose(0, generators[0], self._draw(0, generators[0].random()))]
-        tokens = self._draw_rows(np.array([generator.random() for generator in generators])).tolist()
+        tokens = self._draw_rows(np.array([generator.random() for generator in generators]))
+        kept = self._surely_kept(tokens).tolist()
         return [
-            self._choose(row, generator, token)
-            for row, (generator, token) in enumerate(zip(generators, tokens, strict=True))
+            token if sure else self._choose(row, generator, token)
+            for row, (generator, token, sure) in enumerate(
+                zip(generators, tokens.tolist(), kept, strict=True)
+            )
         ]
 
     def _greedy(self, logits: Logits) -> int:
@@ -285,8 +289,8 @@ class Sampler:
     def _sum(self) -> None:
         if self._has_blocks:
             # einsum adds the same numbers in the same order whatever the batch, at a third of sum's time.
-            sums = np.einsum("rbi->rb", self._blocks)
-            self._cumulative = sums.cumsum(axis=1, dtype=np.float64)
+            self._sums = np.einsum("rbi->rb", self._blocks)
+            self._cumulative = self._sums.cumsum(axis=1, dtype=np.float64)
         else:
             self._cumulative = np.add.accumulate(self._weights, axis=1)
         self._totals = self._cumulative[:, -1].tolist()
@@ -352,6 +356,21 @@ class Sampler:
             before += weight * np.count_nonzero(weights[:token] == weight)
         return before < most
 
+    def _surely_kept(self, tokens: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """For which rows top-p keeps the token, as far as the sums tell it without a look at every weight.
+
+        Of the tokens that are not more probable than the drawn one, those of whole blocks are known that
+        are together less probable.
+        """
+        params = self._params
+        if self._filters_first or params.min_p or params.top_k or not self._has_blocks:
+            return np.zeros(tokens.size, dtype=np.bool_)
+        weights = self._weights[np.arange(tokens.size), tokens]
+        others = np.where(self._sums < weights[:, None], self._sums, 0).sum(axis=1)
+        totals = self._cumulative[:, -1]
+        result: NDArray[np.bool_] = totals - weights - others < params.top_p * totals
+        return result & (weights > 0)
+
     def _draw(self, row: int, uniform: float) -> int:
         """The token at ``uniform`` of the cumulative weights, found in the blocks, then within one."""
         cumulative = self._cumulative[row]
@@ -369,15 +388,22 @@ class Sampler:
         """:meth:`_draw` for every row at once, with the same results."""
         cumulative = self._cumulative
         targets = uniforms * cumulative[:, -1]
-        found = (cumulative <= targets[:, None]).sum(axis=1)
+        found = _first_above(cumulative, targets)
         if self._has_blocks:
             rows = np.arange(len(uniforms))
-            found = np.minimum(found, cumulative.shape[1] - 1)
             targets = np.where(found > 0, targets - cumulative[rows, found - 1], targets)
             within = self._blocks[rows, found].cumsum(axis=1, dtype=np.float64)  # (batch, block)
-            found = found * self._block + (within <= targets[:, None]).sum(axis=1)
+            found = found * self._block + _first_above(within, targets)
         tokens: NDArray[np.int64] = np.minimum(found, self._vocab_size - 1)
         return tokens
+
+
+def _first_above(cumulative: NDArray[np.floating], targets: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The first place of each row ``(batch, sums)`` whose sum is above the row's target, or the last."""
+    above = cumulative > targets[:, None]
+    above[:, -1] = True
+    result: NDArray[np.int64] = above.argmax(axis=1)
+    return result
 
 
 def draw(logits: Logits, uniform: float) -> int:
