@@ -125,3 +125,13 @@ def test_an_export_that_fills_the_disk_leaves_nothing(small_run: Path, tmp_path:
     assert result.returncode == 1
     assert "File too large" in one_line(result.stderr)
     assert tree(tmp_path) == set()
+
+
+def test_int8_at_an_opset_that_onnxruntime_does_not_run_is_said(
+    invoke: Invoke, small_run: Path, tmp_path: Path
+) -> None:
+    options = ["--out", "bundle", "--opset", 28, "--quantize", "int8"]
+    code, out, err = invoke(lm_export, small_run, *options)
+    assert (code, out) == (1, "")
+    assert "onnxruntime cannot run int8 at this opset" in err.splitlines()[-1]
+    assert not (tmp_path / "bundle").exists()

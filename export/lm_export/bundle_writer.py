@@ -31,7 +31,7 @@ from lm_runtime.bundle import (
     Precision,
     recurrent_states,
 )
-from lm_runtime.files import folder_beside, holds_something
+from lm_runtime.files import UnusableFileError, folder_beside, holds_something
 from lm_runtime.model import OnnxModel
 from lm_runtime.tokenizer import Tokenizer
 from lm_trainer.checkpoint import load_checkpoint, restore_model
@@ -166,7 +166,15 @@ def _open(folder: Path, precision: Precision) -> OnnxModel:
 def _int8_cost(folder: Path, held_out: NDArray[np.int64], tell: Tell) -> dict[str, Any]:
     """Perplexity of both graphs, token by token as generation runs them."""
     text = held_out[:_TELLING_TOKENS]
-    fp32, int8 = (parity.perplexity(_open(folder, precision), text, 1) for precision in ("fp32", "int8"))
+    try:
+        int8 = parity.perplexity(_open(folder, "int8"), text, 1)
+    except UnusableFileError as error:
+        reason = str(error).split("load it: ")[-1]
+        raise ExportError(
+            f"onnxruntime cannot run int8 at this opset, no bundle was written: {reason}; "
+            "choose a lower --opset or leave out --quantize"
+        ) from None
+    fp32 = parity.perplexity(_open(folder, "fp32"), text, 1)
     cost = int8 / fp32 - 1
     tell(
         f"int8: perplexity {int8:.3f} against {fp32:.3f} in fp32 ({cost:+.2%}) "
