@@ -201,6 +201,7 @@ class _Row:
             self._matcher = _pattern(params.regex, tokenizer).matcher(line_start)
         self._end: int | None = None  # the token that would end a text that matches
         self._stuck = False
+        self._is_bounded = bool(params.stop) or params.looks_back
 
     def look_back(self, logits: Logits) -> Logits:
         """The row's logits ``(vocab,)`` by all that depends on its text."""
@@ -221,26 +222,31 @@ class _Row:
 
     def take(self, token: int) -> Piece:
         """Add ``token`` to the text."""
-        session, params, matcher = self.session, self.params, self._matcher
+        session = self.session
         session.token = token
         session.position += 1
         session.history.push(token)
         text = session.decoder.push(token)
-        finish = "stuck" if self._stuck else None
-        if matcher is not None and not self._stuck:
-            if token != self._end:
-                matcher.push(token)
-            finish = "regex" if token == self._end or matcher.finished else None
-        if self._stuck or token == self._end:
-            text = ""
-        if params.stop:
-            text, stopped = session.stops.push(text, params.stop)
-            finish = "stop" if stopped else finish
         self.left -= 1
-        if not self.left and not finish:
-            finish = "length"
+        finish = None if self.left else "length"
+        if self._is_bounded:
+            text, finish = self._bound(token, text, finish)
         self.finished = finish is not None
         return Piece(self.index, text, token, finish)
+
+    def _bound(self, token: int, text: str, finish: str | None) -> tuple[str, str | None]:
+        """What is shown of ``text`` and why it ends, by constraint and stop strings."""
+        if self._stuck:
+            text, finish = "", "stuck"
+        elif self._matcher is not None and token == self._end:
+            text, finish = "", "regex"
+        elif self._matcher is not None:
+            self._matcher.push(token)
+            finish = "regex" if self._matcher.finished else finish
+        if self.params.stop:
+            text, stopped = self.session.stops.push(text, self.params.stop)
+            finish = "stop" if stopped else finish
+        return text, finish
 
 
 @lru_cache(maxsize=64)

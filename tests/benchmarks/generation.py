@@ -206,10 +206,10 @@ def make_models(folder: Path) -> dict[str, tuple[Path, Path]]:
     likely = [1 / (number + 1) for number in range(len(words))]
     lines = (" ".join(draw.choices(words, likely, k=20)) for _ in range(600))
     (folder / "words.txt").write_text("\n".join([" ".join(words), *lines]))
-    alphabet = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 "
-    (folder / "characters.txt").write_text(
-        alphabet + "\n" + "\n".join("".join(draw.choices(alphabet, k=60)) for _ in range(300))
-    )
+    alphabet = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+    spelled = ["".join(draw.choices(alphabet, k=draw.randint(2, 9))) for _ in range(300)]
+    lines = (" ".join(draw.choices(spelled, likely[: len(spelled)], k=10)) for _ in range(3000))
+    (folder / "characters.txt").write_text("\n".join([alphabet, *lines]))
     recipes = {
         "words": "--tokenizer word --vocab-size 10000 --embedding-dim 128 --hidden-size 1024 --layers 1",
         "characters": "--tokenizer char --embedding-dim 256 --hidden-size 256 --layers 2",
