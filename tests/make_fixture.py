@@ -20,7 +20,7 @@ from fixture_cases import GREEDY_TOKENS, PROMPT, SAMPLED, SCORED_TEXT
 from lm_runtime.files import read_pieces, write_text
 from lm_runtime.generation import generate_samples
 from lm_runtime.model import initial_state
-from lm_runtime.sampling import SamplingParams
+from lm_runtime.params import SamplingParams
 from lm_runtime.scoring import token_log_probabilities
 from lm_trainer.checkpoint import load_checkpoint, restore_model
 from lm_trainer.model import TorchStepModel

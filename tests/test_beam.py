@@ -16,7 +16,7 @@ from conftest import FIXTURE
 from lm_runtime.beam import BeamHypothesis, beam_search
 from lm_runtime.bundle import StateTensor
 from lm_runtime.model import OnnxModel, initial_state
-from lm_runtime.sampling import SamplingParams
+from lm_runtime.params import SamplingParams
 from lm_runtime.scoring import token_log_probabilities
 from lm_runtime.session import Session
 from lm_runtime.stepper import PlainStepper, State, Stepper

@@ -22,7 +22,7 @@ from lm_runtime.commands.generate import main as lm_generate
 from lm_runtime.completion import Request, complete
 from lm_runtime.generation import generate_samples
 from lm_runtime.model import OnnxModel
-from lm_runtime.sampling import SamplingParams
+from lm_runtime.params import SamplingParams
 from lm_runtime.stepper import State
 
 PROMPTS = ["the keeper", "", "Mara wrote a letter\nand", "the", "the keeper", "xyzzy"]
@@ -137,9 +137,16 @@ def test_a_line_s_parameters_win(invoke: Invoke, tmp_path: Path) -> None:
         ('{"prompt": "a", "top_p": "x"}', "line 3: "),
         ('{"prompt": "a", "top_k": 500}', "line 3: top_k must be at least 0 and at most 200, got 500"),
         ('{"prompt": "a", "seed": -1}', "line 3: seed must be a whole number of at least 0, got -1"),
+        ('{"prompt": "a", "x": NaN}', 'line 3 is not a JSON object with a text "prompt"'),
+        ('{"prompt": "a", "text": ""}', 'line 3 has "text", which the text needs; rename it'),
+        ('{"prompt": "a", "temperature": null}', "line 3: temperature must be a number, got None"),
+        ('{"prompt": "a", "logit_bias": [3]}', "line 3: logit_bias must map ids to numbers, got [3]"),
+        ('{"prompt": "a", "logit_bias": {"3": -1' + "0" * 400 + "}}", "line 3: logit_bias must be within"),
+        ('{"prompt": "a", "regex": "("}', "line 3: regex '('"),
+        ('{"prompt": "a", "banned": ["\\ud800"]}', "line 3: not valid text"),
         ('{"prompt": "a", "stop": "x"}', "line 3: stop must be a sequence of strings"),
         ('{"prompt": "a", "logit_bias": {"x": 1}}', "line 3: "),
-        ('{"prompt": "\\ud800"}', "line 3: the prompt is not valid text"),
+        ('{"prompt": "\\ud800"}', "line 3: not valid text"),
     ],
 )
 def test_a_bad_line_is_named(invoke: Invoke, tmp_path: Path, line: str, message: str) -> None:
@@ -164,6 +171,10 @@ def test_a_bad_line_is_named(invoke: Invoke, tmp_path: Path, line: str, message:
         ["--logit-bias", "the"],
         ["--logit-bias", "the keeper=1"],
         ["--logit-bias", "the=nan"],
+        ["--logit-bias", "xyzzy=1"],
+        ["--suggest", 2, "--ban", "the"],
+        ["--suggest", 2, "--beams", 2],
+        ["--suggest", 2, "--save-state", "s.npz"],
     ],
 )
 def test_options_that_do_not_go_together_are_refused(invoke: Invoke, options: list[object]) -> None:
@@ -200,15 +211,63 @@ def test_a_run_that_was_interrupted_goes_on_and_ends_the_same(invoke: Invoke, tm
     )
 
 
-def test_other_prompts_do_not_go_on_with_a_file(invoke: Invoke, tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "in.jsonl", [{"prompt": "the"}, {"prompt": 5}])
-    assert invoke(lm_generate, FIXTURE, "--input", "in.jsonl", "--output", "out.jsonl")[0] == 1
-    (partial,) = tmp_path.glob(".out.jsonl.*")
-    partial.write_text('{"prompt": "the", "text": "", "tokens": 0, "finish": "length"}\n')
-    write_jsonl(tmp_path / "in.jsonl", [{"prompt": "a"}, {"prompt": "b"}])
-    code, _, err = invoke(lm_generate, FIXTURE, "--input", "in.jsonl", "--output", "out.jsonl")
-    assert code == 2
-    assert "was begun with other prompts" in err
+def partial_of(invoke: Invoke, tmp_path: Path, records: list[dict[str, Any]]) -> Path:
+    """A file that an interrupted run has left, with one text."""
+    write_jsonl(tmp_path / "in.jsonl", records)
+    assert invoke(lm_generate, FIXTURE, "--input", "in.jsonl", "--output", "out.jsonl")[0] == 0
+    (tmp_path / "out.jsonl").unlink()
+    before = set(tmp_path.iterdir())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "replace", lambda self, target: self)  # so that its name is known
+        invoke(lm_generate, FIXTURE, "--input", "in.jsonl", "--output", "out.jsonl")
+    (partial,) = set(tmp_path.iterdir()) - before
+    partial.write_text(partial.read_text().split("\n")[0] + "\n")
+    return partial
+
+
+def test_only_the_same_prompts_and_settings_go_on_with_a_file(invoke: Invoke, tmp_path: Path) -> None:
+    records = [{"prompt": "the", "x": "\ud83d"}, {"prompt": "a", "logit_bias": {"3": None}}]
+    partial_of(invoke, tmp_path, records)
+    for changed in ([{"prompt": "the"}], [*records, {"prompt": "b"}]):
+        write_jsonl(tmp_path / "in.jsonl", changed)
+        _, _, err = invoke(lm_generate, FIXTURE, "--input", "in.jsonl", "--output", f"{len(changed)}.jsonl")
+        assert err == f"{len(changed)} texts\n"
+    write_jsonl(tmp_path / "in.jsonl", records)
+    other = invoke(lm_generate, FIXTURE, "--input", "in.jsonl", "--output", "out.jsonl", "--top-p", 0.5)
+    assert other[2] == "2 texts\n"
+    (tmp_path / "out.jsonl").unlink()
+    _, _, err = invoke(lm_generate, FIXTURE, "--input", "in.jsonl", "--output", "out.jsonl")
+    assert err == "going on behind 1 texts\n2 texts, 1 of them from before\n"
+    assert [r["x"] for r in read_jsonl((tmp_path / "out.jsonl").read_text())[:1]] == ["\ud83d"]
+
+
+def test_a_file_that_another_run_writes_is_left_alone(invoke: Invoke, tmp_path: Path) -> None:
+    fcntl = pytest.importorskip("fcntl")  # not on Windows
+    partial = partial_of(invoke, tmp_path, [{"prompt": "the"}, {"prompt": "a"}])
+    before = partial.read_bytes()
+    with partial.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        code, _, err = invoke(lm_generate, FIXTURE, "--input", "in.jsonl", "--output", "out.jsonl")
+    assert (code, one_line(err)) == (2, "lm-generate: out.jsonl is being written by another run")
+    assert partial.read_bytes() == before
+
+
+def test_prompts_come_from_a_pipe(tmp_path: Path) -> None:
+    name = Path(sys.executable).parent / "lm-generate"
+    lines = b'{"prompt": "the"}\n{"prompt": "a"}\n'
+    command = [name, FIXTURE, "--input", "-", "--output", tmp_path / "out.jsonl"]
+    subprocess.run(list(map(str, command)), input=lines, capture_output=True, check=True)
+    assert [record["prompt"] for record in read_jsonl((tmp_path / "out.jsonl").read_text())] == ["the", "a"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
+
+
+def test_a_line_s_own_seed_fixes_its_text_wherever_it_stands(invoke: Invoke, tmp_path: Path) -> None:
+    texts = []
+    for before in (0, 3):
+        records: list[dict[str, Any]] = [{"prompt": "a"}] * before + [{"prompt": "the", "seed": 9}]
+        write_jsonl(tmp_path / "in.jsonl", records)
+        texts.append(read_jsonl(invoke(lm_generate, FIXTURE, "--input", "in.jsonl")[1])[-1]["text"])
+    assert texts[0] == texts[1]
 
 
 def test_the_prompt_is_echoed_with_its_log_probabilities(invoke: Invoke) -> None:
@@ -225,6 +284,37 @@ def test_the_prompt_is_echoed_with_its_log_probabilities(invoke: Invoke) -> None
     )
     expected = float(logits[0, 0, record["prompt_logprobs"][0]["id"]] - np.logaddexp.reduce(logits[0, 0]))
     assert record["prompt_logprobs"][0]["logprob"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_prompt_of_another_system_is_echoed_as_it_is_read(invoke: Invoke) -> None:
+    options = ["--echo", "--json", "--logprobs", 0, "--seed", 1]
+    found = [
+        json.loads(invoke(lm_generate, FIXTURE, "--prompt", prompt, *options)[1])["prompt_logprobs"]
+        for prompt in ("the\nkeeper\n", "the\r\nkeeper\r\n")
+    ]
+    assert found[0] == found[1]
+
+
+def test_what_a_saved_text_holds_back_is_not_lost(invoke: Invoke) -> None:
+    greedy = ["--temperature", 0, "--seed", 1]
+    held = invoke(lm_generate, FIXTURE, "--prompt", "the", *greedy, "--max-tokens", 3)[1].rstrip("\n")
+    stop = ["--stop", f"{held} and then what never comes"]
+    start = [FIXTURE, "--prompt", "the", *greedy, *stop, "--max-tokens", 3]
+    assert invoke(lm_generate, *start)[1] == held + "\n"
+    assert invoke(lm_generate, *start, "--save-state", "s.npz")[1] == ""
+    assert invoke(lm_generate, FIXTURE, "--load-state", "s.npz", *stop, "--max-tokens", 0)[1] == ""
+    rest = [FIXTURE, "--load-state", "s.npz", "--temperature", 0, "--max-tokens", 2]
+    whole = invoke(lm_generate, FIXTURE, "--prompt", "the", *greedy, "--max-tokens", 5)[1]
+    assert invoke(lm_generate, *rest)[1] == whole
+    assert invoke(lm_generate, *rest, *stop)[1] == whole
+
+
+def test_suggestions_go_on_from_a_saved_text(invoke: Invoke) -> None:
+    start = ["--prompt", "the keeper", "--temperature", 0, "--max-tokens", 1, "--save-state", "s.npz"]
+    text = "the keeper" + invoke(lm_generate, FIXTURE, *start)[1].rstrip("\n")
+    expected = invoke(lm_generate, FIXTURE, "--prompt", text, "--suggest", 3, "--allow-unk")[1]
+    found = invoke(lm_generate, FIXTURE, "--load-state", "s.npz", "--suggest", 3, "--allow-unk")[1]
+    assert found == expected
 
 
 def test_the_best_lines_are_searched(invoke: Invoke) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -18,7 +19,7 @@ from lm_runtime.engine import Engine, Piece
 from lm_runtime.filters import log_probabilities
 from lm_runtime.generation import generate_batch
 from lm_runtime.model import OnnxModel
-from lm_runtime.sampling import SamplingParams
+from lm_runtime.params import SamplingParams
 from lm_runtime.session import Session
 
 PARAMS = [
@@ -72,9 +73,7 @@ def test_whenever_a_session_enters_its_text_is_the_one_it_has_alone(
     assert engine.step() == []
     for number, (_, prompt, params) in enumerate(entries):
         other = Session.start(model, prompt, seed=9, index=number)
-        expected = alone(model, other, params)
-        for piece in expected:
-            piece.index = number
+        expected = [replace(piece, index=number) for piece in alone(model, other, params)]
         assert pieces[number] == expected
         assert all(map(np.array_equal, sessions[number].state, other.state))
         assert sessions[number].position == other.position
@@ -170,7 +169,7 @@ def test_a_text_that_nothing_can_continue_is_stuck_and_leaves_the_others_alone(m
     engine.add(Session.start(model, "the"), params)
     engine.add(Session.start(model, "the", seed=1), SamplingParams(max_tokens=5))
     pieces = [piece for _ in range(5) for piece in engine.step()]
-    assert [(piece.text, piece.finish) for piece in pieces if piece.index == 0] == [("", "stuck")]
+    assert [piece for piece in pieces if piece.index == 0] == [Piece(0, "", None, "stuck")]
     assert [piece.token for piece in pieces if piece.index == 1] == tokens(model, "the", max_tokens=5)
 
 
@@ -193,3 +192,81 @@ def test_what_does_not_fit_the_vocabulary_is_refused(
 def test_a_batch_holds_at_least_one(model: OnnxModel) -> None:
     with pytest.raises(ValueError, match="max_batch must be at least 1, got 0"):
         Engine(model, max_batch=0)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [SamplingParams(logit_bias=dict.fromkeys(range(200), -math.inf)), SamplingParams(regex=" keeper|xx")],
+)
+def test_a_text_that_ends_without_a_token_goes_on_from_there(
+    model: OnnxModel, params: SamplingParams
+) -> None:
+    session = Session.start(model, "the", seed=1)
+    pieces = alone(model, session, params)
+    text = "the" + "".join(piece.text for piece in pieces)
+    whole = Session.start(model, text)
+    assert (session.token, session.position) == (whole.token, whole.position)
+    assert all(map(np.array_equal, session.state, whole.state))
+
+
+class Breaking:
+    """A generator that raises at its n-th draw."""
+
+    def __init__(self, generator: np.random.Generator, draws: int) -> None:
+        self._generator, self._left = generator, draws
+
+    def random(self) -> float:
+        self._left -= 1
+        if not self._left:
+            raise KeyboardInterrupt
+        return self._generator.random()
+
+
+def test_an_interruption_within_a_step_leaves_every_session_whole(model: OnnxModel) -> None:
+    params = SamplingParams(max_tokens=30)
+    sessions = [Session.start(model, "the", seed=index) for index in range(3)]
+    sessions[1].generator = Breaking(sessions[1].generator, 6)  # type: ignore[assignment]
+    engine, found = Engine(model), []
+    for session in sessions:
+        engine.add(session, params)
+    with pytest.raises(KeyboardInterrupt):
+        while True:
+            found += [piece.token for piece in engine.step() if piece.index == 2]
+    engine.close()
+    assert len(found) == 5
+    # The generator of the first has drawn one number more; the last one's text is the one it has alone.
+    assert sessions[2].position == 1 + 5
+    rest = [piece.token for piece in alone(model, sessions[2], SamplingParams(max_tokens=25))]
+    assert found + rest == tokens(model, "the", 2, max_tokens=30)
+    assert sessions[0].position == 1 + 5
+    replayed = Session.start(model, "the")
+    replayed.read(model, model.tokenizer.decode(list(sessions[0].history.tokens)[1:]))
+    assert all(map(np.array_equal, replayed.state, sessions[0].state))
+
+
+def test_a_session_that_runs_cannot_be_used_elsewhere(model: OnnxModel) -> None:
+    session, engine = Session.start(model, "the"), Engine(model)
+    engine.add(session, SamplingParams(max_tokens=3))
+    engine.step()
+    for use in (
+        lambda: engine.add(session),
+        session.copy,
+        lambda: session.fork(seed=1),
+        lambda: session.read(model, "a"),
+        lambda: session.save("session.npz", model),
+        lambda: lm_runtime.suggest(model, session),
+        lambda: lm_runtime.beam_search(model, session),
+    ):
+        with pytest.raises(ValueError, match="the session is in an engine"):
+            use()
+    engine.close()
+    assert session.copy().position == 2
+    with pytest.raises(ValueError, match="the session is in an engine"):
+        list(generate_batch(model, [session, session]))
+
+
+def test_a_session_of_another_model_is_refused(model: OnnxModel) -> None:
+    session = Session.start(model, "the")
+    session.state = tuple(array[..., :-1] for array in session.state)
+    with pytest.raises(ValueError, match="the state is not this model's"):
+        Engine(model).add(session)

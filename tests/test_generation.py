@@ -13,7 +13,7 @@ import lm_runtime
 from conftest import FIXTURE
 from lm_runtime.generation import generate_samples
 from lm_runtime.model import OnnxModel
-from lm_runtime.sampling import SamplingParams
+from lm_runtime.params import SamplingParams
 from lm_runtime.session import StopScanner
 
 

@@ -24,7 +24,8 @@ from lm_runtime.filters import (
     penalize_repetition,
 )
 from lm_runtime.history import WINDOW, History
-from lm_runtime.sampling import Sampler, SamplingParams, draw, look_back
+from lm_runtime.params import SamplingParams
+from lm_runtime.sampling import Sampler, draw, look_back
 
 LOGITS = st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=400).map(
     lambda values: np.array(values, dtype=np.float32)
@@ -122,15 +123,20 @@ def test_log_probabilities_add_up_to_one() -> None:
 
 
 def test_looking_back_goes_from_bias_to_constraint() -> None:
-    params = SamplingParams(
-        logit_bias={0: 2.0}, repetition_penalty=2.0, frequency_penalty=1.0, no_repeat_ngram_size=1
-    )
+    params = SamplingParams(repetition_penalty=2.0, frequency_penalty=1.0, no_repeat_ngram_size=1)
+    bias = np.array([0]), np.array([2.0], dtype=np.float32)
     values = np.array([1.0, 1.0, 4.0, 4.0], dtype=np.float32)
     allowed = np.array([True, True, True, False])
-    back = look_back(values, History([2]), params, banned=[(1,)], allowed=allowed)
+    back = look_back(values, History([2]), params, bias=bias, banned=[(1,)], allowed=allowed)
     assert back.tolist() == [3.0, -math.inf, -math.inf, -math.inf]
-    gentle = SamplingParams(logit_bias={2: 2.0}, repetition_penalty=2.0, frequency_penalty=1.0)
-    assert look_back(values, History([2, 2]), gentle).tolist() == [1.0, 1.0, 1.0, 4.0]  # (4 + 2) / 2 - 2
+    gentle = SamplingParams(repetition_penalty=2.0, frequency_penalty=1.0)
+    bias = np.array([2]), np.array([2.0], dtype=np.float32)
+    assert look_back(values, History([2, 2]), gentle, bias=bias).tolist() == [
+        1.0,
+        1.0,
+        1.0,
+        4.0,
+    ]  # (4 + 2) / 2 - 2
     assert values.tolist() == [1.0, 1.0, 4.0, 4.0]
 
 
@@ -322,8 +328,14 @@ def test_a_flat_distribution_with_a_small_p_does_not_draw_for_ever() -> None:
         ("no_repeat_ngram_size", 1.5, "no_repeat_ngram_size must be a whole number"),
         ("logprobs", -1, "logprobs must be at least 0"),
         ("logprobs", True, "logprobs must be a whole number"),
-        ("logit_bias", {1: math.nan}, "logit_bias must be at most 10000"),
-        ("logit_bias", {1: math.inf}, "logit_bias must be at most 10000"),
+        ("logit_bias", {1: math.nan}, "logit_bias must be within 10000 of 0, or -inf, got nan for 1"),
+        ("logit_bias", {1: math.inf}, "logit_bias must be within 10000 of 0, or -inf, got inf for 1"),
+        ("logit_bias", {1: -1e300}, "logit_bias must be within 10000 of 0"),
+        ("logit_bias", {1: True}, "logit_bias must map ids to numbers"),
+        ("temperature", "0.5", "temperature must be a number, got '0.5'"),
+        ("temperature", None, "temperature must be a number, got None"),
+        ("temperature", True, "temperature must be a number, got True"),
+        ("stop", None, "stop must be a sequence of strings, got None"),
         ("logit_bias", {"a": 1}, "logit_bias must map ids to numbers"),
         ("logit_bias", [(1, 2, 3)], "logit_bias must map ids to numbers"),
         ("logit_bias", 5, "logit_bias must map ids to numbers"),

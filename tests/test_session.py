@@ -20,7 +20,7 @@ from lm_runtime.files import UnusableFileError
 from lm_runtime.generation import generate_batch
 from lm_runtime.history import WINDOW
 from lm_runtime.model import OnnxModel
-from lm_runtime.sampling import SamplingParams
+from lm_runtime.params import SamplingParams
 from lm_runtime.session import Session
 
 PENALTIES = {"repetition_penalty": 1.3, "top_p": 0.9, "stop": ("\n\n\n\n\n",)}

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from lm_runtime.files import UnusableFileError
     from lm_runtime.generation import generate, generate_batch, generate_samples, suggest
     from lm_runtime.model import initial_state, load
+    from lm_runtime.params import SamplingParams
     from lm_runtime.rescoring import Hypothesis, Rescored, read_hypotheses, rescore, score_texts
-    from lm_runtime.sampling import SamplingParams
     from lm_runtime.scoring import Score, score_file
     from lm_runtime.session import Session
     from lm_runtime.stepper import State
@@ -59,7 +59,7 @@ _HOME = {
     "Piece": "engine",
     "Request": "completion",
     "Rescored": "rescoring",
-    "SamplingParams": "sampling",
+    "SamplingParams": "params",
     "Score": "scoring",
     "Session": "session",
     "State": "stepper",

@@ -84,6 +84,7 @@ def beam_search(
             f"length_penalty must be from -{_MOST_PENALTY} to {_MOST_PENALTY}, got {length_penalty}"
         )
     session = prompt if isinstance(prompt, Session) else Session.start(model, prompt)
+    session.require_rest()
     eos_id = model.tokenizer.eos_id
     unk_id = None if allow_unk else model.tokenizer.unk_id
     state = session.state

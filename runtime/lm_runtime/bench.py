@@ -18,7 +18,7 @@ import numpy as np
 from lm_runtime.bundle import MODELS
 from lm_runtime.generation import generate_batch
 from lm_runtime.model import OnnxModel, initial_state
-from lm_runtime.sampling import SamplingParams
+from lm_runtime.params import SamplingParams
 from lm_runtime.session import Session
 
 _RUNS = 5

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from lm_runtime.engine import Engine, Piece
 from lm_runtime.model import StepModel
-from lm_runtime.sampling import SamplingParams
+from lm_runtime.params import SamplingParams
 from lm_runtime.session import Session
 
 _PROMPTS_KEPT = 16
@@ -101,9 +101,7 @@ class _Open:
         self.finish = "" if max_tokens else "length"
 
     def take(self, piece: Piece) -> None:
-        self.pieces.append(piece)
-        self.text.append(piece.text)
-        if piece.finish:
-            self.finish = piece.finish
-            if piece.finish != "stop":
-                self.text.append(self.session.flush())
+        if piece.token is not None:
+            self.pieces.append(piece)
+        self.text.append(piece.text + self.session.last_words(piece.finish))
+        self.finish = piece.finish or ""

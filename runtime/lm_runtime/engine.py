@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -17,17 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lm_runtime.filters import Logits, log_probabilities
-from lm_runtime.model import StepModel, join_states, state_of
-from lm_runtime.sampling import Sampler, SamplingParams, look_back
+from lm_runtime.model import StepModel, check_state, join_states, state_of
+from lm_runtime.params import SamplingParams
+from lm_runtime.sampling import Sampler, look_back
 from lm_runtime.session import Session
 
 if TYPE_CHECKING:
-    from lm_runtime.constraint import Pattern
+    from lm_runtime.constraint import Matcher, Pattern
     from lm_runtime.stepper import Stepper
     from lm_runtime.tokenizer import Tokenizer
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Piece:
     """What one step added to one sequence."""
 
@@ -35,11 +36,11 @@ class Piece:
     """Which sequence, counted from 0."""
     text: str
     """The text that became certain; may be empty."""
-    token: int
-    """The token's id."""
+    token: int | None
+    """The token's id; None where the text ended without one more."""
     finish: str | None = None
     """Why the sequence ended, on its last piece: ``length``, ``stop``, ``regex`` (the text matches and ends),
-    or ``stuck`` (no token is allowed; this one is not part of the text)."""
+    or ``stuck`` (no token is allowed, or the regular expression became too complex)."""
     log_probability: float | None = None
     """The model's, before temperature and penalties; None where it was not asked for."""
     alternatives: tuple[tuple[int, float], ...] = ()
@@ -83,26 +84,36 @@ class Engine:
     def add(self, session: Session, params: SamplingParams | None = None) -> int:
         """Let a session enter at the next step, or as soon as there is room.
 
+        One that is asked for no tokens at all never enters.
+
         Returns:
             the index that its pieces have: 0 for the first session added, and so on.
 
         Raises:
-            ValueError: the parameters do not fit the vocabulary, or the regular expression is none.
+            ValueError: the parameters do not fit the vocabulary, the regular expression is none, the session
+                is in an engine already, or it is another model's.
         """
+        session.require_rest()
+        check_state(self._model, session.state)
         row = _Row(self._added, session, params or SamplingParams(), self._model.tokenizer)
         self._added += 1
         if row.left:
+            session.running = True
             self._waiting.append(row)
         return row.index
 
     def cancel(self, index: int) -> None:
         """Let a session leave where it is; one that is not here any more is no error."""
         self._settle()
+        for row in (*self._running, *self._waiting):
+            row.session.running &= row.index != index
         self._waiting = deque(row for row in self._waiting if row.index != index)
         self._running = [row for row in self._running if row.index != index]
 
     def step(self) -> list[Piece]:
         """Add one token to each running session.
+
+        Should it be interrupted (Ctrl-C), each session is whole, with the token or without it.
 
         Returns:
             a piece for each; those with equal parameters in the order in which they were added.
@@ -112,9 +123,22 @@ class Engine:
             self._stepper = self._regroup()
         if self._stepper is None:
             return []
-        logits = self._stepper.step([row.session.token for row in self._running])
-        # All sessions first, so that each is whole should the reader of the pieces break off.
-        pieces = [piece for group in self._groups for piece in group.choose(logits)]
+        pieces: list[Piece] = []
+        stepped = False
+        try:
+            logits = self._stepper.step([row.session.token for row in self._running])
+            stepped = True
+            tokens = [token for group in self._groups for token in group.choose(logits)]
+            # All sessions first, so that each is whole should the reader of the pieces break off.
+            for row, token in zip(self._running, tokens, strict=True):
+                pieces.append(row.take(token))
+        except BaseException:
+            for row in self._running[len(pieces) :]:
+                row.rewinds = stepped
+            self._settle()
+            raise
+        for group in self._groups:
+            group.report(pieces, logits)
         if any(row.finished for row in self._running):
             self._settle()
             self._running = [row for row in self._running if not row.finished]
@@ -123,16 +147,24 @@ class Engine:
     def close(self) -> None:
         """Let every session leave where it is."""
         self._settle()
+        for row in (*self._running, *self._waiting):
+            row.session.running = False
         self._waiting.clear()
         self._running.clear()
 
     def _settle(self) -> None:
-        """Give the sessions their states."""
-        if self._stepper is not None:
-            state = self._stepper.state()
-            for number, row in enumerate(self._running):
-                row.session.state = state_of(self._model, state, number)
-            self._stepper = None
+        """Give the sessions their states; some did not take the token of the last step."""
+        if self._stepper is None:
+            return
+        after = before = self._stepper.state()
+        if any(row.rewinds for row in self._running):
+            self._stepper.undo()
+            before = self._stepper.state()
+        for number, row in enumerate(self._running):
+            row.session.state = state_of(self._model, before if row.rewinds else after, number)
+            row.session.running = not row.finished
+            row.rewinds = False
+        self._stepper = None
 
     def _regroup(self) -> Stepper | None:
         """Let waiting sessions enter; rows of equal parameters stand together."""
@@ -161,26 +193,32 @@ class _Group:
         self._sampler = Sampler(params, tokenizer.vocab_size, len(rows), unk_id)
         self._generators = [row.session.generator for row in rows]
         self._looks_back = params.looks_back
+        pairs = np.array(params.logit_bias, dtype=np.float64).reshape(-1, 2)
+        self._bias = pairs[:, 0].astype(np.int64), pairs[:, 1].astype(np.float32)
 
-    def choose(self, logits: Logits) -> list[Piece]:
+    def choose(self, logits: Logits) -> list[int]:
         """A token for each row, of the logits ``(batch, vocab)`` of the whole batch."""
         own = logits[self._slice]
-        weighed = own
         if self._looks_back:
-            weighed = np.stack([row.look_back(values) for row, values in zip(self._rows, own, strict=True)])
-        self._sampler.weigh(weighed)
-        tokens = self._sampler.choose(self._generators)
-        pieces = [row.take(token) for row, token in zip(self._rows, tokens, strict=True)]
-        if self._params.logprobs is not None:
-            for piece, values in zip(pieces, own, strict=True):
-                _report(piece, log_probabilities(values), self._params.logprobs)
-        return pieces
+            rows = zip(self._rows, own, strict=True)
+            own = np.stack([row.look_back(values, self._bias) for row, values in rows])
+        self._sampler.weigh(own)
+        return self._sampler.choose(self._generators)
 
-
-def _report(piece: Piece, values: NDArray[np.float64], alternatives: int) -> None:
-    piece.log_probability = float(values[piece.token])
-    best = np.argsort(-values, kind="stable")[:alternatives].tolist() if alternatives else []
-    piece.alternatives = tuple((token, float(values[token])) for token in best)
+    def report(self, pieces: list[Piece], logits: Logits) -> None:
+        """Set log-probabilities into the group's own of ``pieces``, if they were asked for."""
+        if self._params.logprobs is None:
+            return
+        for number in range(self._slice.start, self._slice.stop):
+            token = pieces[number].token
+            if token is not None:
+                values = log_probabilities(logits[number])
+                order = np.argsort(-values, kind="stable")[: self._params.logprobs].tolist()
+                pieces[number] = replace(
+                    pieces[number],
+                    log_probability=float(values[token]),
+                    alternatives=tuple((other, float(values[other])) for other in order),
+                )
 
 
 class _Row:
@@ -193,35 +231,46 @@ class _Row:
         self.params = params
         self.left = params.max_tokens
         self.finished = False
-        self._tokenizer = tokenizer
-        self._banned = _spellings(params.banned, tokenizer)
+        self.rewinds = False  # does not take the token of this step
+        self._vocab_size, self._eos_id = tokenizer.vocab_size, tokenizer.eos_id
+        self._unk_id = None if params.allow_unk else tokenizer.unk_id
+        self._banned = spellings(params.banned, tokenizer)
         self._matcher = None
         if params.regex is not None:
-            line_start = session.token == tokenizer.eos_id
-            self._matcher = _pattern(params.regex, tokenizer).matcher(line_start)
+            self._matcher = compiled(params.regex, tokenizer).matcher(session.token == tokenizer.eos_id)
         self._end: int | None = None  # the token that would end a text that matches
         self._stuck = False
-        self._is_bounded = bool(params.stop) or params.looks_back
+        self._is_bounded = bool(params.stop or session.stops.held) or params.looks_back
 
-    def look_back(self, logits: Logits) -> Logits:
+    def look_back(self, logits: Logits, bias: tuple[NDArray[np.int64], NDArray[np.float32]]) -> Logits:
         """The row's logits ``(vocab,)`` by all that depends on its text."""
-        eos_id, unk_id = self._tokenizer.eos_id, self._tokenizer.unk_id
         allowed = None
         if self._matcher is not None:
-            allowed = self._matcher.allowed().copy()
-            # A line's end is the model's own sign that a text ends.
-            self._end = eos_id if self._matcher.complete and not allowed[eos_id] else None
-            allowed[eos_id] |= self._end is not None
-        result = look_back(logits, self.session.history, self.params, banned=self._banned, allowed=allowed)
-        if unk_id is not None and not self.params.allow_unk:
-            result[unk_id] = -np.inf
+            allowed = self._allowed(self._matcher)
+        history = self.session.history
+        result = look_back(logits, history, self.params, bias=bias, banned=self._banned, allowed=allowed)
+        if self._unk_id is not None:
+            result[self._unk_id] = -np.inf
         self._stuck = bool(np.isneginf(result).all())
         if self._stuck:
-            result[eos_id] = 0
+            result[self._eos_id] = 0  # something to choose, which is not taken
         return result
 
+    def _allowed(self, matcher: Matcher) -> NDArray[np.bool_]:
+        try:
+            allowed = matcher.allowed().copy()
+        except ValueError:  # too complex by now
+            return np.zeros(self._vocab_size, dtype=np.bool_)
+        # A line's end is the model's own sign that a text ends.
+        self._end = self._eos_id if matcher.complete and not allowed[self._eos_id] else None
+        allowed[self._eos_id] |= self._end is not None
+        return allowed
+
     def take(self, token: int) -> Piece:
-        """Add ``token`` to the text."""
+        """Add ``token`` to the text, or end the text without it."""
+        if self._is_bounded and (why := self._ends_without(token)):
+            self.finished = self.rewinds = True
+            return Piece(self.index, "", None, why)
         session = self.session
         session.token = token
         session.position += 1
@@ -230,34 +279,50 @@ class _Row:
         self.left -= 1
         finish = None if self.left else "length"
         if self._is_bounded:
-            text, finish = self._bound(token, text, finish)
+            if self._matcher is not None and self._matcher.finished:
+                finish = "regex"
+            if self.params.stop or session.stops.held:
+                text, stopped = session.stops.push(text, self.params.stop)
+                finish = "stop" if stopped else finish
         self.finished = finish is not None
         return Piece(self.index, text, token, finish)
 
-    def _bound(self, token: int, text: str, finish: str | None) -> tuple[str, str | None]:
-        """What is shown of ``text`` and why it ends, by constraint and stop strings."""
+    def _ends_without(self, token: int) -> str | None:
+        """Why the text ends before ``token``; else the constraint follows it."""
         if self._stuck:
-            text, finish = "", "stuck"
-        elif self._matcher is not None and token == self._end:
-            text, finish = "", "regex"
-        elif self._matcher is not None:
+            return "stuck"
+        if self._matcher is None:
+            return None
+        if token == self._end:
+            return "regex"
+        try:
             self._matcher.push(token)
-            finish = "regex" if self._matcher.finished else finish
-        if self.params.stop:
-            text, stopped = self.session.stops.push(text, self.params.stop)
-            finish = "stop" if stopped else finish
-        return text, finish
+        except ValueError:
+            return "stuck"
+        return None
 
 
-@lru_cache(maxsize=64)
-def _pattern(regex: str, tokenizer: Tokenizer) -> Pattern:
+@lru_cache(maxsize=8)
+def compiled(regex: str, tokenizer: Tokenizer) -> Pattern:
+    """The regular expression, compiled for the tokenizer.
+
+    Raises:
+        ValueError: it is none.
+    """
     from lm_runtime.constraint import Pattern  # needs an extra, and is not always needed
 
     return Pattern(regex, tokenizer)
 
 
-def _spellings(texts: Iterable[str], tokenizer: Tokenizer) -> list[tuple[int, ...]]:
-    """The sequences of ids that spell ``texts``, within a line and behind a space."""
-    spaced = [f" {text}" for text in texts] if tokenizer.kind in ("bpe", "other") else []
-    sequences = (tuple(tokenizer.encode(text)) for text in (*texts, *spaced))
-    return [sequence for sequence in dict.fromkeys(sequences) if sequence]
+def spellings(texts: Iterable[str], tokenizer: Tokenizer) -> list[tuple[int, ...]]:
+    """The sequences of ids that spell ``texts``, within a line and behind a space.
+
+    A text that the vocabulary cannot spell is never generated anyway.
+    """
+    sequences: dict[tuple[int, ...], None] = {}
+    for text in texts:
+        for spelled in (text, f" {text}") if tokenizer.kind in ("bpe", "other") else (text,):
+            ids = tuple(tokenizer.encode(spelled))
+            if ids and (tokenizer.unk_id not in ids or text == tokenizer.tokens[tokenizer.unk_id or 0]):
+                sequences[ids] = None
+    return list(sequences)

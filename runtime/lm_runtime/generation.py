@@ -7,13 +7,14 @@ for token, what it would be alone.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from lm_runtime.engine import Engine, Piece
 from lm_runtime.filters import log_probabilities
 from lm_runtime.model import StepModel
-from lm_runtime.sampling import SamplingParams
+from lm_runtime.params import SamplingParams
 from lm_runtime.session import Session
 
 
@@ -37,10 +38,9 @@ def generate(
     """
     session = prompt if isinstance(prompt, Session) else Session.start(model, prompt, seed=seed, index=index)
     for piece in generate_batch(model, [session], params):
-        if piece.finish and piece.finish != "stop" and session is not prompt:
-            piece.text += session.flush()
-        if piece.text:
-            yield piece.text
+        text = piece.text + (session.last_words(piece.finish) if session is not prompt else "")
+        if text:
+            yield text
 
 
 def generate_samples(
@@ -66,10 +66,8 @@ def generate_samples(
     first = prompt if isinstance(prompt, Session) else Session.start(model, prompt, seed=seed)
     sessions = [first.fork(seed=seed, index=index) for index in indices]
     for piece in generate_batch(model, sessions, params):
-        if piece.finish and piece.finish != "stop":
-            piece.text += sessions[piece.index].flush()
-        piece.index = indices[piece.index]
-        yield piece
+        text = piece.text + sessions[piece.index].last_words(piece.finish)
+        yield replace(piece, index=indices[piece.index], text=text)
 
 
 def generate_batch(
@@ -117,7 +115,10 @@ def suggest(
     """
     if not 1 <= k <= model.tokenizer.vocab_size:
         raise ValueError(f"k must be from 1 to {model.tokenizer.vocab_size}, got {k}")
+    if isinstance(k, bool) or not isinstance(k, int):
+        raise ValueError(f"k must be a whole number, got {k!r}")
     session = prompt if isinstance(prompt, Session) else Session.start(model, prompt)
+    session.require_rest()
     probabilities = np.exp(log_probabilities(model.stepper(session.state).step([session.token])[0]))
     order = np.argsort(-probabilities, kind="stable")
     unk_id = None if allow_unk else model.tokenizer.unk_id

@@ -29,7 +29,7 @@ from lm_runtime.bundle import (
     read_generation_config,
 )
 from lm_runtime.files import UnusableFileError
-from lm_runtime.sampling import SamplingParams
+from lm_runtime.params import SamplingParams
 from lm_runtime.stepper import BoundStepper, State, Stepper
 from lm_runtime.tokenizer import Tokenizer
 
@@ -160,6 +160,20 @@ def state_of(model: StepModel, state: State, row: int) -> State:
         array[(slice(None),) * tensor.batch_axis + (slice(row, row + 1),)].copy()
         for tensor, array in zip(model.states, state, strict=True)
     )
+
+
+def check_state(model: StepModel, state: State) -> None:
+    """Check that ``state`` is one of a batch of 1 of the model.
+
+    Raises:
+        ValueError: it is another model's.
+    """
+    wanted = [
+        (tuple(1 if size is None else size for size in tensor.shape), tensor.dtype) for tensor in model.states
+    ]
+    found = [(array.shape, str(array.dtype)) for array in state]
+    if found != wanted:
+        raise ValueError(f"the state is not this model's: it is {found}, not {wanted}")
 
 
 def take_states(model: StepModel, state: State, rows: Sequence[int] | NDArray[np.int64]) -> State:

@@ -21,6 +21,7 @@ from lm_runtime.scoring import Score, TextCount, add_up, log_normalizers, read_l
 
 _CHUNK_TEXTS = 1024
 _CHUNK_CHARACTERS = 1 << 20
+_LARGEST_WEIGHT = 1_000_000
 _CALL_TOKENS = 128
 """The most tokens in one call: more were not seen to be faster, and fewer were slower."""
 
@@ -46,6 +47,8 @@ def score_texts(model: StepModel, texts: Iterable[str]) -> Iterator[Score]:
     Raises:
         UnicodeEncodeError: a text has a lone surrogate.
     """
+    if isinstance(texts, str):
+        raise ValueError(f"texts must be a sequence of texts, got the text {texts!r}")
     for chunk in _chunks(texts):
         counts = [TextCount() for _ in chunk]
         ids = [_encode(model, text, count) for text, count in zip(chunk, counts, strict=True)]
@@ -91,10 +94,10 @@ def rescore(model: StepModel, hypotheses: Iterable[Hypothesis], weight: float = 
         their order.
 
     Raises:
-        ValueError: the weight is not a finite number.
+        ValueError: the weight is out of its range.
     """
-    if not math.isfinite(weight):
-        raise ValueError(f"weight must be a finite number, got {weight}")
+    if not abs(weight) <= _LARGEST_WEIGHT:
+        raise ValueError(f"weight must be from -{_LARGEST_WEIGHT} to {_LARGEST_WEIGHT}, got {weight}")
     lists: dict[str, list[Rescored]] = {}
     given, scored = itertools.tee(hypotheses)
     scores = score_texts(model, (hypothesis.text for hypothesis in scored))

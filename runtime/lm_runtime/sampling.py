@@ -7,10 +7,7 @@ nothing about models or text.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +15,7 @@ from numpy.typing import NDArray
 from lm_runtime import filters
 from lm_runtime.filters import Logits
 from lm_runtime.history import History
+from lm_runtime.params import SamplingParams
 
 _BLOCK = 128
 _MOST_DRAWS = 16
@@ -27,133 +25,12 @@ _SMALLEST_SUM, _LARGEST_SUM = 1e-10, 1e30
 _LARGEST_EXPONENT = 80  # above, a sum is larger than that; it is below float32's largest
 
 
-@dataclass(frozen=True)
-class SamplingParams:
-    """How the next token is chosen and when a text ends.
-
-    Penalties and bans look back at prompt and text, over :data:`lm_runtime.history.WINDOW` tokens.
-
-    Raises:
-        ValueError: a value is out of its range; the message names it, the value and the bounds.
-    """
-
-    temperature: float = 1.0
-    """Divides the logits; 0 takes the most probable token (greedy)."""
-    top_k: int = 0
-    """Keep the k most probable tokens; 0 keeps all."""
-    top_p: float = 1.0
-    """Keep the most probable tokens that together reach this probability (Holtzman et al. 2020)."""
-    min_p: float = 0.0
-    """Keep tokens at least this probable relative to the most probable one (Nguyen et al. 2024)."""
-    typical_p: float = 1.0
-    """Keep the most typical tokens that together reach this probability (Meister et al. 2022)."""
-    repetition_penalty: float = 1.0
-    """Divides positive, multiplies negative logits of tokens seen before (Keskar et al. 2019)."""
-    frequency_penalty: float = 0.0
-    """Taken from a token's logit for every time it came before."""
-    presence_penalty: float = 0.0
-    """Taken from a token's logit if it came before."""
-    no_repeat_ngram_size: int = 0
-    """No n-gram of this size comes twice; 0 allows all."""
-    logit_bias: Mapping[int, float] | tuple[tuple[int, float], ...] = ()
-    """Added to the logits of these ids; minus infinity rules a token out."""
-    banned: tuple[str, ...] = ()
-    """Words and strings that are not generated, each as the tokenizer spells it."""
-    regex: str | None = None
-    """A regular expression that the text has to match as a whole."""
-    max_tokens: int = 200
-    """The most tokens to generate."""
-    stop: tuple[str, ...] = ()
-    """The text ends before the first of these strings."""
-    allow_unk: bool = False
-    """Whether ``<unk>`` may be generated."""
-    logprobs: int | None = None
-    """Report each token's log-probability, and of this many alternatives; None reports nothing."""
-
-    def __post_init__(self) -> None:
-        for name in ("stop", "banned"):
-            texts = getattr(self, name)
-            if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-                shown = repr(texts) if isinstance(texts, str) else repr(list(texts))
-                raise ValueError(f"{name} must be a sequence of strings, got {shown}")
-            if "" in texts:
-                raise ValueError(f"a {name} string must not be empty")
-            object.__setattr__(self, name, tuple(texts))
-        object.__setattr__(self, "logit_bias", _pairs(self.logit_bias))
-        if type(self.allow_unk) is not bool:
-            raise ValueError(f"allow_unk must be true or false, got {self.allow_unk!r}")
-        if not isinstance(self.regex, str | None):
-            raise ValueError(f"regex must be a string, got {self.regex!r}")
-        for name in ("top_k", "max_tokens", "no_repeat_ngram_size", "logprobs"):
-            value = getattr(self, name)
-            if type(value) is not int and not (name == "logprobs" and value is None):
-                raise ValueError(f"{name} must be a whole number, got {value!r}")
-        _within("temperature", self.temperature, 0, 1000)
-        _within("top_k", self.top_k, 0, math.inf)
-        _within("top_p", self.top_p, 0, 1, open_low=True)
-        _within("min_p", self.min_p, 0, 1)
-        _within("typical_p", self.typical_p, 0, 1, open_low=True)
-        _within("repetition_penalty", self.repetition_penalty, 0.01, 100)
-        _within("frequency_penalty", self.frequency_penalty, -100, 100)
-        _within("presence_penalty", self.presence_penalty, -100, 100)
-        _within("no_repeat_ngram_size", self.no_repeat_ngram_size, 0, 1000)
-        _within("max_tokens", self.max_tokens, 0, math.inf)
-        _within("logprobs", self.logprobs or 0, 0, math.inf)
-
-    def check_ids(self, vocab_size: int) -> None:
-        """Check what is bounded by the vocabulary.
-
-        Raises:
-            ValueError: top_k, logprobs or an id of logit_bias is out of its range.
-        """
-        for name in ("top_k", "logprobs"):
-            value = getattr(self, name) or 0
-            if value > vocab_size:
-                raise ValueError(f"{name} must be at least 0 and at most {vocab_size}, got {value}")
-        for token, _ in _pairs(self.logit_bias):
-            if not 0 <= token < vocab_size:
-                raise ValueError(f"logit_bias must name ids from 0 to {vocab_size - 1}, got {token}")
-
-    @property
-    def looks_back(self) -> bool:
-        """Whether the logits are changed before the temperature: :func:`look_back` has work to do."""
-        return bool(
-            self.logit_bias
-            or self.repetition_penalty != 1
-            or self.frequency_penalty
-            or self.presence_penalty
-            or self.no_repeat_ngram_size
-            or self.banned
-            or self.regex is not None
-        )
-
-
-def _pairs(bias: Mapping[int, float] | Iterable[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
-    try:
-        pairs: list[Any] = sorted(bias.items() if isinstance(bias, Mapping) else bias)
-    except TypeError:
-        raise ValueError(f"logit_bias must map ids to numbers, got {bias!r}") from None
-    for pair in pairs:
-        if len(pair) != 2 or type(pair[0]) is not int or type(pair[1]) not in (int, float):
-            raise ValueError(f"logit_bias must map ids to numbers, got {pair!r}")
-        if not pair[1] <= 1e4:  # NaN is not, nor infinity
-            raise ValueError(f"logit_bias must be at most 10000, got {pair[1]}")
-    return tuple((token, float(value)) for token, value in pairs)
-
-
-def _within(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
-    # Written so that NaN is out of every range, and infinity too.
-    if (low < value if open_low else low <= value) and value <= high and value != math.inf:
-        return
-    bound = f"{'above' if open_low else 'at least'} {low}" + (f" and at most {high}" * (high != math.inf))
-    raise ValueError(f"{name} must be {bound}, got {value}")
-
-
 def look_back(
     logits: Logits,
     history: History,
     params: SamplingParams,
     *,
+    bias: tuple[NDArray[np.int64], NDArray[np.float32]] | None = None,
     banned: Iterable[tuple[int, ...]] = (),
     allowed: NDArray[np.bool_] | None = None,
 ) -> Logits:
@@ -163,12 +40,13 @@ def look_back(
         logits: ``(vocab,)``; they are not changed.
         history: of prompt and text.
         params: which of the penalties.
+        bias: ids and what is added to their logits.
         banned: sequences of ids that must not be completed.
         allowed: which tokens a constraint allows, ``(vocab,)``.
     """
     result = logits.copy()
-    for token, value in _pairs(params.logit_bias):
-        result[token] += np.float32(value)
+    if bias is not None:
+        np.add.at(result, *bias)
     if params.repetition_penalty != 1:
         result = filters.penalize_repetition(result, history.counts, params.repetition_penalty)
     if params.frequency_penalty or params.presence_penalty:

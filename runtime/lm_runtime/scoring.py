@@ -136,9 +136,16 @@ def token_log_probabilities(
     Yields:
         ids ``(tokens,)`` and their log-probabilities ``(tokens,)``, a part of the text at a time.
     """
+    return id_log_probabilities(model, model.tokenizer.encode_pieces(pieces))
+
+
+def id_log_probabilities(
+    model: StepModel, parts: Iterable[NDArray[np.int64]]
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    """:func:`token_log_probabilities` of a text that is given as ids, ``(tokens,)`` in each part."""
     state = initial_state(model, 1)
     previous = model.tokenizer.eos_id
-    for ids in model.tokenizer.encode_pieces(pieces):
+    for ids in parts:
         for start in range(0, ids.size, READ_TOKENS):
             targets = ids[start : start + READ_TOKENS]
             token = np.concatenate([[previous], targets[:-1]])

@@ -76,6 +76,8 @@ class Session:
     """The last tokens of prompt and text, for the penalties."""
     position: int = 0
     """How many tokens were read and generated, the first ``<eos>`` not counted."""
+    running: bool = False
+    """Whether an engine has it: then ``state`` is that of an earlier token, until it leaves the engine."""
 
     @classmethod
     def start(cls, model: StepModel, prompt: str = "", *, seed: int = 0, index: int = 0) -> Session:
@@ -99,6 +101,7 @@ class Session:
 
     def read(self, model: StepModel, text: str) -> None:
         """Read more text, as if it had been generated; what is held back is dropped."""
+        self.require_rest()
         ids = model.tokenizer.encode(text)
         if not ids:
             return
@@ -121,7 +124,17 @@ class Session:
         """A second session from here, with another generator; neither changes the other."""
         return self._with(np.random.default_rng([seed, index]))
 
+    def require_rest(self) -> None:
+        """Check that the session is whole.
+
+        Raises:
+            ValueError: an engine has it.
+        """
+        if self.running:
+            raise ValueError("the session is in an engine; let its text end, or break it off, first")
+
     def _with(self, generator: np.random.Generator) -> Session:
+        self.require_rest()
         return dataclasses.replace(
             self,
             generator=generator,
@@ -129,6 +142,10 @@ class Session:
             stops=StopScanner(self.stops.held),
             history=self.history.copy(),
         )
+
+    def last_words(self, finish: str | None) -> str:
+        """What is still to be shown where a text ends for the reason ``finish``."""
+        return self.flush() if finish not in (None, "stop") else ""
 
     def flush(self) -> str:
         """What is held back, when no more text comes."""
@@ -143,6 +160,7 @@ class Session:
             path: an ``.npz`` file of the state's tensors and one JSON text; nothing in it is ever executed.
             model: the one that made it.
         """
+        self.require_rest()
         facts = {
             "format": _FORMAT,
             "format_version": _FORMAT_VERSION,

@@ -32,22 +32,30 @@ class Stepper(Protocol):
     def state(self) -> State:
         """A copy of the state behind the last step."""
 
+    def undo(self) -> None:
+        """Go back behind the last step but one; once, and only after a step."""
+
 
 class PlainStepper:
     """Steps any model by its ``step(token, state)``."""
 
     def __init__(self, step: Step, state: State) -> None:
         self._step = step
-        self._state = state
+        self._state = self._before = state
 
     def step(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """As :meth:`Stepper.step`."""
-        logits, self._state = self._step(np.array(tokens, dtype=np.int64)[:, None], self._state)
+        logits, after = self._step(np.array(tokens, dtype=np.int64)[:, None], self._state)
+        self._before, self._state = self._state, after
         return logits[:, 0]
 
     def state(self) -> State:
         """As :meth:`Stepper.state`."""
         return self._state
+
+    def undo(self) -> None:
+        """As :meth:`Stepper.undo`."""
+        self._state = self._before
 
 
 class BoundStepper:
@@ -102,3 +110,7 @@ class BoundStepper:
     def state(self) -> State:
         """As :meth:`Stepper.state`."""
         return tuple(value.numpy().copy() for value in self._buffers[self._turn])
+
+    def undo(self) -> None:
+        """As :meth:`Stepper.undo`: the buffers that the step read still hold what it read."""
+        self._turn ^= 1

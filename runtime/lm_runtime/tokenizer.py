@@ -103,6 +103,19 @@ class Tokenizer:
             ids.extend(encoding.ids)
         return ids
 
+    def one_token(self, text: str) -> int:
+        """The id of the token that ``text`` names: as tokens.txt has it, or as it is spelled in a text.
+
+        Raises:
+            ValueError: no token, or several, spell it.
+        """
+        if text in self.tokens:
+            return self.tokens.index(text)
+        ids = self.encode(text)
+        if len(ids) != 1 or ids[0] == self.unk_id:
+            raise ValueError(f"{text!r} is no token of the vocabulary")
+        return ids[0]
+
     def encode_pieces(self, pieces: Iterable[tuple[str, bool]]) -> Iterator[NDArray[np.int64]]:
         """Encode a stream of ``(text, ends)`` pieces (:func:`lm_runtime.files.read_pieces`).
 

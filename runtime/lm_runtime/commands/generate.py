@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from lm_runtime.engine import Piece
     from lm_runtime.model import OnnxModel
-    from lm_runtime.sampling import SamplingParams
+    from lm_runtime.params import SamplingParams
     from lm_runtime.session import Session
 
 _EXAMPLES = """
@@ -61,7 +61,13 @@ Examples:
 @click.option(
     "--logit-bias", multiple=True, metavar="TOKEN=B", help="Add B to a token's logit; -inf bans. Repeatable."
 )
-@click.option("--ban", "banned", multiple=True, metavar="TEXT", help="Never generate this. Repeatable.")
+@click.option(
+    "--ban",
+    "banned",
+    multiple=True,
+    metavar="TEXT",
+    help="Never generate this word or string, as the tokenizer spells it. Repeatable.",
+)
 @click.option(
     "--regex",
     metavar="PATTERN",
@@ -72,7 +78,9 @@ Examples:
 )
 @click.option("--allow-unk", is_flag=True, default=None, help="Let <unk> be generated.")
 @click.option(
-    "--seed", type=click.IntRange(min=0), help="Makes a run repeatable.  [default: a new one each time]"
+    "--seed",
+    type=click.IntRange(min=0),
+    help="Makes a run repeatable.  [default: a new one each time; 0 with --input]",
 )
 @click.option("--samples", type=click.IntRange(min=1), default=1, show_default=True, help="How many texts.")
 @click.option("--echo", is_flag=True, help="Print the prompt before its text.")
@@ -146,34 +154,40 @@ def main(
 
     given = {name: value for name, value in sampling.items() if value not in (None, ())}
     states = save_state or load_state
-    for wrong, why in (
-        (prompt is not None and prompt_file is not None, "give --prompt or --prompt-file, not both"),
-        (output and not input_, "--output takes the texts of --input; give both"),
-        (
-            input_ and (states or suggest or beams or echo or prompt is not None or prompt_file),
-            "--input brings its prompts and prints JSON; beside it only sampling options and --samples go",
-        ),
-        ("logprobs" in given and not (as_json or input_), "--logprobs prints JSON; give --json too"),
-        (
-            states and (samples > 1 or as_json),
-            "--save-state and --load-state go on with one text; leave out --samples and --json",
-        ),
-        (
-            states and "regex" in given,
-            "--regex matches a whole text; leave out --save-state and --load-state",
-        ),
-        (
-            beams and (set(given) - {"max_tokens", "allow_unk"} or states),
-            "--beams searches and does not sample; give it with --max-tokens and --allow-unk only",
-        ),
-    ):
-        if wrong:
-            raise click.UsageError(why)
+    _check_together(
+        prompt is not None and prompt_file is not None, "give --prompt or --prompt-file, not both"
+    )
+    _check_together(output and not input_, "--output takes the texts of --input; give both")
+    _check_together(
+        input_ and (states or suggest or beams or echo or prompt is not None or prompt_file),
+        "--input brings its prompts and prints JSON; beside it only sampling options and --samples go",
+    )
+    _check_together(
+        "logprobs" in given and not (as_json or input_), "--logprobs prints JSON; give --json too"
+    )
+    _check_together(
+        states and (samples > 1 or as_json) and not suggest,
+        "--save-state and --load-state go on with one text; leave out --samples and --json",
+    )
+    _check_together(
+        states and "regex" in given, "--regex matches a whole text; leave out --save-state and --load-state"
+    )
+    _check_together(
+        suggest and (set(given) - {"allow_unk"} or save_state or beams or samples > 1 or echo),
+        "--suggest prints the model's own probabilities; beside it only a prompt, --load-state, --allow-unk "
+        "and --json go",
+    )
+    _check_together(
+        beams and (set(given) - {"max_tokens", "allow_unk"} or states),
+        "--beams searches and does not sample; beside it only a prompt, --max-tokens, --samples, "
+        "--allow-unk, --echo and --json go",
+    )
     if prompt_file is not None:
         prompt = _read_prompt(prompt_file)
-    if "stop" in given:
-        given["stop"] = tuple(text.replace("\\n", "\n") for text in given["stop"])
-        "".join(given["stop"]).encode()
+    for name in ("stop", "banned"):
+        if name in given:
+            given[name] = tuple(text.replace("\\n", "\n") for text in given[name])
+            "".join(given[name]).encode()
     for place in filter(None, (save_state, output)):
         require_place(place)
     model = OnnxModel(bundle, precision=precision, provider=provider, threads=threads)
@@ -183,7 +197,9 @@ def main(
     params.check_ids(model.config.vocab_size)
     prompt = prompt or ""
     if suggest:
-        _print_suggestions(generation.suggest(model, prompt, suggest), as_json=as_json)
+        start = _session(model, load_state, prompt, seed)
+        found = generation.suggest(model, start, suggest, allow_unk=params.allow_unk)
+        _print_suggestions(found, as_json=as_json)
     elif beams:
         _print_hypotheses(model, prompt, params, beams, samples, echo=echo, as_json=as_json)
     elif input_:
@@ -198,21 +214,21 @@ def main(
         _sample(model, prompt, params, seed, samples, echo=echo, as_json=as_json)
 
 
+def _check_together(wrong: object, why: str) -> None:
+    if wrong:
+        raise click.UsageError(why)
+
+
 def _bias(model: OnnxModel, given: tuple[str, ...]) -> dict[int, float]:
-    """``TOKEN=B`` by ids; a token is named as text, or as tokens.txt has it."""
-    names = {token: number for number, token in enumerate(model.tokenizer.tokens)}
+    """``TOKEN=B`` by ids."""
     bias = {}
     for text in given:
         token, _, value = text.rpartition("=")
-        ids = [names[token]] if token in names else model.tokenizer.encode(token)
         try:
-            number = float(value)
-        except ValueError:
-            number = float("nan")
-        if len(ids) != 1 or number != number:
-            problem = f"{token!r} is {len(ids)} tokens" if number == number else f"{value!r} is no number"
-            raise ValueError(f"logit_bias must be TOKEN=NUMBER, got {text!r}: {problem}")
-        bias[ids[0]] = number
+            bias[model.tokenizer.one_token(token)] = float(value)
+        except ValueError as error:
+            problem = str(error) if "no token" in str(error) else f"{value!r} is no number"
+            raise ValueError(f"logit_bias must be TOKEN=NUMBER, got {text!r}: {problem}") from None
     return bias
 
 
@@ -234,7 +250,12 @@ def _sample(
     started = time.perf_counter()
     if samples == 1 and not as_json:
         session = Session.start(model, prompt)
-        count = _stream(generate_samples(model, session, params, seed=seed), prompt if echo else "")
+        count, finish = _stream(generate_samples(model, session, params, seed=seed), prompt if echo else "")
+        if finish == "stuck" or (params.regex is not None and finish == "length"):
+            note(
+                "the text was cut: "
+                + ("nothing may follow" if finish == "stuck" else "it does not match yet")
+            )
     else:
         count = 0
         before = _prompt_tokens(model, prompt) if echo and params.logprobs is not None else []
@@ -265,23 +286,29 @@ def _go_on(
 
     started = time.perf_counter()
     session = _session(model, load_state, prompt, seed)
-    count = _stream(generate_batch(model, [session], params), prompt if echo else "")
-    if save_state:
+    pieces = generate_batch(model, [session], params)
+    if save_state is None:  # nothing will follow what is held back
+        pieces = (
+            dataclasses.replace(piece, text=piece.text + session.last_words(piece.finish)) for piece in pieces
+        )
+    count, _ = _stream(pieces, prompt if echo else "")
+    if save_state is not None:
         session.save(save_state, model)
     note(_rate(count, time.perf_counter() - started) + f", position {session.position:,}")
 
 
 def _prompt_tokens(model: OnnxModel, prompt: str) -> list[dict[str, Any]]:
     """The prompt's tokens and their log-probabilities."""
-    from lm_runtime.commands.requests import token_record
-    from lm_runtime.scoring import token_log_probabilities
+    import numpy as np
 
-    *lines, last = prompt.split("\n")
-    pieces = [*((line, True) for line in lines), (last, False)]
+    from lm_runtime.commands.requests import token_record
+    from lm_runtime.scoring import id_log_probabilities
+
+    ids = np.array(model.tokenizer.encode(prompt), dtype=np.int64)
     return [
         token_record(model, int(token), float(value))
-        for ids, values in token_log_probabilities(model, pieces)
-        for token, value in zip(ids, values, strict=True)
+        for tokens, values in id_log_probabilities(model, [ids])
+        for token, value in zip(tokens, values, strict=True)
     ]
 
 
@@ -343,18 +370,19 @@ def _read_prompt(name: str) -> str:
     return read_text_file(path).removesuffix("\n")
 
 
-def _stream(pieces: Iterator[Piece], echoed: str) -> int:
-    """Write one text as it comes, what is echoed first; return the number of tokens."""
+def _stream(pieces: Iterator[Piece], echoed: str) -> tuple[int, str | None]:
+    """Write one text as it comes, what is echoed first; return the number of tokens and why it ended."""
     _write(echoed)
-    count, text = 0, echoed or "\n"
+    count, text, finish = 0, echoed or "\n", None
     for piece in pieces:
-        count += 1
+        count += piece.token is not None
+        finish = piece.finish
         if piece.text:
             text = piece.text
             _write(text)
     if not text.endswith("\n"):
         _write("\n")
-    return count
+    return count, finish
 
 
 def _write(text: str) -> None:

@@ -1,6 +1,7 @@
 """``lm-generate --input``: many prompts in JSON Lines, their texts in JSON Lines, in order.
 
-Interrupted, the same command goes on behind the last complete line.
+Every line is checked before the first text is generated. Interrupted, the same command goes on behind the
+last complete line: until a file is complete its name has a hash of all that its texts depend on.
 """
 
 from __future__ import annotations
@@ -8,21 +9,24 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from lm_runtime.commands import Progress, note
 from lm_runtime.completion import Completion, Request, complete
+from lm_runtime.engine import compiled
 from lm_runtime.files import UnusableFileError, read_pieces
 from lm_runtime.model import OnnxModel
-from lm_runtime.sampling import SamplingParams
+from lm_runtime.params import SamplingParams
 
 _FIELDS = {field.name for field in dataclasses.fields(SamplingParams)}
+_OURS = {"text", "tokens", "finish", "sample"}
 Record = dict[str, Any]
-_OURS = {"text", "tokens", "finish", "logprobs", "sample"}
 
 
 def run_requests(
@@ -33,120 +37,165 @@ def run_requests(
     Args:
         model: the model.
         source: a JSON object a line: ``prompt``, any field of :class:`SamplingParams`, ``seed``; what else
-            there is, an id perhaps, comes back with the text.
+            there is, an id perhaps, comes back with the text. A pipe is read to its end first.
         output: where the texts go; None is standard output.
         params: what a line does not say.
-        seed: likewise; the generators are made from it and the number of the text.
+        seed: likewise. A text's generator is made from it and the number of the text, or, where the line has
+            a seed of its own, from that and the number of the sample.
         samples: how many texts a line.
 
     Raises:
         UnusableFileError: a file cannot be used; the message names the line.
+        ValueError: the output is there already, or another run writes it.
     """
     if output is not None and output.exists():
         raise ValueError(f"{output} is there already; give --output another name")
-    settings = [model.identity, dataclasses.asdict(params), seed, samples, str(source.resolve())]
-    with _lines_to(output, hashlib.sha256(repr(settings).encode()).hexdigest()[:12]) as (file, done):
-        records: list[Record] = []  # of the lines that are being completed
-        total = sum(1 for _ in _read_lines(source)) * samples if source.is_file() else 0
-        progress, written = Progress(total), 0
+    lines = _Lines(source)
+    digest = hashlib.sha256(repr([model.identity, params, seed, samples]).encode())
+    total = 0
+    for number, line in lines:
+        _request(model, source, number, _parse(source, number, line), params, seed, 0, 0)
+        digest.update(line.encode("utf-8", "surrogatepass") + b"\n")
+        total += samples
+    with _lines_to(output, digest.hexdigest()[:12]) as (file, done):
+        waiting: deque[Record] = deque()  # what comes back with the texts that are being generated
 
         def requests() -> Iterator[Request]:
-            for place, (number, line) in enumerate(_read_lines(source)):
+            for place, (number, line) in enumerate(lines):
                 record = _parse(source, number, line)
-                for sample in range(place * samples, (place + 1) * samples):
-                    if sample >= len(done):
-                        records.append(record | ({"sample": sample % samples} if samples > 1 else {}))
-                        yield _request(model, source, number, record, params, seed, sample)
-                    else:
-                        _check_done(output, done[sample], record)
+                for sample in range(max(0, done - place * samples), samples):
+                    waiting.append(record | ({"sample": sample} if samples > 1 else {}))
+                    yield _request(
+                        model, source, number, record, params, seed, place * samples + sample, sample
+                    )
 
+        progress, written = Progress(total), done
         for completion in complete(model, requests()):
-            record = records.pop(0) | completion_record(model, completion)
-            file.write(json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+            file.write(_to_line(waiting.popleft() | completion_record(model, completion)))
             file.flush()
             written += 1
-            progress.show(len(done) + written, len(done))
-    note(f"{len(done) + written} texts" + (f", {len(done)} of them from before" if done else ""))
+            progress.show(written, done)
+    note(f"{written} texts" + (f", {done} of them from before" if done else ""))
+
+
+class _Lines:
+    """The lines of a file that are not empty, with their numbers from 1, as often as they are asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._kept = None if path.is_file() else list(_read_lines(path))  # a pipe is read once
+
+    def __iter__(self) -> Iterator[tuple[int, str]]:
+        return iter(_read_lines(self._path) if self._kept is None else self._kept)
 
 
 def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a file that are not empty, whatever their length, with their numbers from 1."""
-    line, number = "", 1
+    parts: list[str] = []
+    number = 1
     for text, ends in read_pieces(path):
-        line += text
+        parts.append(text)
         if ends:
+            line = "".join(parts)
             if line.strip():
                 yield number, line
-            line, number = "", number + 1
+            parts, number = [], number + 1
 
 
 def _parse(path: Path, number: int, line: str) -> Record:
     try:
-        record = json.loads(line)
+        record = json.loads(line, parse_constant=_refuse)
     except (ValueError, RecursionError):
         record = None
     if not isinstance(record, dict) or not isinstance(record.get("prompt", ""), str):
         raise UnusableFileError(path, f'line {number} is not a JSON object with a text "prompt"')
+    if taken := sorted(_OURS & record.keys()):
+        raise UnusableFileError(path, f'line {number} has "{taken[0]}", which the text needs; rename it')
     return record
 
 
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
 def _request(
-    model: OnnxModel, path: Path, number: int, record: Record, params: SamplingParams, seed: int, index: int
+    model: OnnxModel,
+    path: Path,
+    number: int,
+    record: Record,
+    params: SamplingParams,
+    seed: int,
+    index: int,
+    sample: int,
 ) -> Request:
     given = {name: value for name, value in record.items() if name in _FIELDS}
     try:
-        if isinstance(bias := given.get("logit_bias"), dict):  # JSON's keys are texts
-            given["logit_bias"] = {int(token): value for token, value in bias.items()}
+        if isinstance(bias := given.get("logit_bias"), dict):
+            # JSON's keys are texts, and it has no infinity.
+            given["logit_bias"] = {
+                int(token): float("-inf") if value is None else value for token, value in bias.items()
+            }
         own = dataclasses.replace(params, **given) if given else params
         own.check_ids(model.config.vocab_size)
-        chosen = record.get("seed", seed)
-        if type(chosen) is not int or chosen < 0:
-            raise ValueError(f"seed must be a whole number of at least 0, got {chosen!r}")
-        prompt = record.get("prompt", "")
-        prompt.encode()
+        prompt, own_seed = record.get("prompt", ""), record.get("seed", seed)
+        if type(own_seed) is not int or own_seed < 0:
+            raise ValueError(f"seed must be a whole number of at least 0, got {own_seed!r}")
+        "".join((prompt, *own.banned, *own.stop, own.regex or "")).encode()
+        if own.regex is not None:
+            compiled(own.regex, model.tokenizer).matcher(not prompt or prompt.endswith("\n"))
     except UnicodeEncodeError:
-        raise UnusableFileError(path, f"line {number}: the prompt is not valid text") from None
-    except (TypeError, ValueError) as error:
+        raise UnusableFileError(path, f"line {number}: not valid text") from None
+    except (ValueError, OverflowError) as error:
         raise UnusableFileError(path, f"line {number}: {error}") from None
-    return Request(prompt, own, chosen, index)
-
-
-def _check_done(output: Path | None, done: Record, record: Record) -> None:
-    if any(done.get(name) != value for name, value in record.items() if name not in _OURS):
-        raise ValueError(
-            f"{output} was begun with other prompts; give --output another name, or put the prompts back"
-        )
+    return Request(prompt, own, own_seed, sample if "seed" in record else index)
 
 
 @contextmanager
-def _lines_to(output: Path | None, settings: str) -> Iterator[tuple[IO[bytes], list[Record]]]:
-    """The file to write lines to, and what it holds already; it gets its name when it is complete.
-
-    Until then its name tells the settings, so that only the same command goes on with it.
-    """
+def _lines_to(output: Path | None, settings: str) -> Iterator[tuple[IO[bytes], int]]:
+    """The file to write lines to, and how many it has already; it gets its name when it is complete."""
     if output is None:
-        yield sys.stdout.buffer, []
+        yield sys.stdout.buffer, 0
         return
     partial = output.with_name(f".{output.name}.{settings}.partial")
     with partial.open("a+b") as file:
+        if not _lock(file):
+            raise ValueError(f"{output} is being written by another run")
         file.seek(0)
-        done, whole = [], 0
+        done, whole = 0, 0
         for line in file:
-            try:
-                done.append(json.loads(line if line.endswith(b"\n") else b""))
-            except ValueError:  # cut off as it was written
-                break
-            whole += len(line)
+            if line.endswith(b"\n"):  # else it was cut off as it was written
+                done, whole = done + 1, whole + len(line)
         file.truncate(whole)
         if done:
-            note(f"going on behind {len(done)} texts")
+            note(f"going on behind {done} texts")
         yield file, done
-    partial.replace(output)
+        os.fsync(file.fileno())
+        if output.exists():
+            raise ValueError(f"{output} has come in the meantime; the texts are in {partial}")
+        partial.replace(output)
 
 
-def completion_record(model: OnnxModel, completion: Completion) -> dict[str, Any]:
+def _lock(file: IO[bytes]) -> bool:
+    """Whether no other process has the file; where files cannot be locked, none has."""
+    with suppress(ImportError):
+        import fcntl
+
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+def _to_line(record: Record) -> bytes:
+    try:
+        return json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    except UnicodeEncodeError:  # half a surrogate in what the line brought
+        return json.dumps(record, allow_nan=False).encode() + b"\n"
+
+
+def completion_record(model: OnnxModel, completion: Completion) -> Record:
     """A completion as JSON has it."""
-    record: dict[str, Any] = {
+    record: Record = {
         "text": completion.text,
         "tokens": len(completion.pieces),
         "finish": completion.finish,
@@ -154,13 +203,18 @@ def completion_record(model: OnnxModel, completion: Completion) -> dict[str, Any
     if completion.pieces and completion.pieces[0].log_probability is not None:
         record["logprobs"] = [
             {
-                **token_record(model, piece.token, piece.log_probability or 0.0),
-                "top": [token_record(model, *pair) for pair in piece.alternatives],
+                **token_record(model, piece.token or 0, piece.log_probability or 0.0),
+                "top": _token_records(model, piece.alternatives),
             }
             for piece in completion.pieces
         ]
     return record
 
 
-def token_record(model: OnnxModel, token: int, log_probability: float) -> dict[str, Any]:
+def _token_records(model: OnnxModel, pairs: Iterable[tuple[int, float]]) -> list[Record]:
+    return [token_record(model, *pair) for pair in pairs]
+
+
+def token_record(model: OnnxModel, token: int, log_probability: float) -> Record:
+    """A token and its log-probability as JSON has them."""
     return {"token": model.tokenizer.tokens[token], "id": token, "logprob": log_probability}

@@ -27,6 +27,7 @@ Examples:
   lm-score my-bundle valid.txt --tokens | sort -n | head      the least expected tokens
   lm-score my-bundle sentences.txt --lines | sort -n | head   the least expected lines
   lm-score my-bundle lists.txt --nbest --weight 0.5
+  echo "Is it likely?" | lm-score my-bundle -
 """
 
 
@@ -84,6 +85,7 @@ def main(
     with imports():
         from lm_runtime.model import OnnxModel
 
+    file = Path("/dev/stdin") if str(file) == "-" else file
     model = OnnxModel(bundle, precision=precision, provider=provider, threads=threads)
     if nbest:
         _print_nbest(model, file, 1.0 if weight is None else weight, as_json=as_json)
