@@ -229,7 +229,7 @@ def test_n_best_lists_are_printed_in_their_new_order(
 ) -> None:
     (tmp_path / "lists.txt").write_text("\n".join(LISTS), encoding="utf-8")
     rows = rescore(model, rescoring.read_hypotheses("lists.txt"), 0.3)
-    code, out, err = invoke(lm_score, FIXTURE, "lists.txt", "--nbest", "--weight", 0.3)
+    code, out, err = invoke(lm_score, FIXTURE, "lists.txt", "--nbest", "--lm-weight", 0.3)
     assert (code, err) == (0, "")
     assert out.split("\n")[:-1] == [
         f"{row.hypothesis.id}\t{row.combined:.6f}\t{row.lm.log_probability:.6f}\t{row.hypothesis.text}"
@@ -242,7 +242,7 @@ def test_n_best_lists_are_printed_in_their_new_order(
         "the clock",
         "",
     }
-    records = invoke(lm_score, FIXTURE, "lists.txt", "--nbest", "--json", "--weight", 0.3)[1].splitlines()
+    records = invoke(lm_score, FIXTURE, "lists.txt", "--nbest", "--json", "--lm-weight", 0.3)[1].splitlines()
     assert [json.loads(line)["combined"] for line in records] == [row.combined for row in rows]
     assert json.loads(records[0]).keys() == {"id", "combined", "log_probability", "score", "tokens", "text"}
 
@@ -281,9 +281,9 @@ def test_bad_lines(invoke: Invoke, tmp_path: Path, content: bytes | None) -> Non
         (["--lines", "--tokens"], "give --tokens or --lines, not both"),
         (["--nbest", "--tokens"], "give --tokens or --nbest, not both"),
         (["--nbest", "--lines"], "give --lines or --nbest, not both"),
-        (["--lines", "--weight", 1], "--weight is for --nbest"),
-        (["--nbest", "--weight", "nan"], "weight must be from -1000000 to 1000000, got nan"),
-        (["--nbest", "--weight", "x"], "Invalid value for '--weight': 'x' is not a valid float."),
+        (["--lines", "--lm-weight", 1], "--lm-weight is for --nbest"),
+        (["--nbest", "--lm-weight", "nan"], "weight must be from -1000000 to 1000000, got nan"),
+        (["--nbest", "--lm-weight", "x"], "Invalid value for '--lm-weight': 'x' is not a valid float."),
     ],
 )
 def test_bad_options(invoke: Invoke, tmp_path: Path, options: list[object], message: str) -> None:

@@ -13,7 +13,7 @@ import click
 from lm_runtime.commands import Command, Progress, imports, note, where_it_runs, which_graph
 
 if TYPE_CHECKING:
-    from lm_runtime.model import OnnxModel
+    from lm_runtime.model import StepModel
     from lm_runtime.rescoring import Hypothesis
     from lm_runtime.scoring import Score
 
@@ -26,7 +26,8 @@ Examples:
   lm-score my-bundle valid.txt --json
   lm-score my-bundle valid.txt --tokens | sort -n | head      the least expected tokens
   lm-score my-bundle sentences.txt --lines | sort -n | head   the least expected lines
-  lm-score my-bundle lists.txt --nbest --weight 0.5
+  lm-score my-bundle lists.txt --nbest --lm-weight 0.5
+  lm-score my-bundle test.txt --with my-ngram --fit valid.txt
   echo "Is it likely?" | lm-score my-bundle -
 """
 
@@ -51,10 +52,24 @@ Examples:
     "Print those of each id, best first: id, combined score, log-probability, text.",
 )
 @click.option(
-    "--weight",
+    "--lm-weight",
     type=float,
-    help="With --nbest, the combined score is the first pass's plus WEIGHT times the log-probability.  "
+    help="With --nbest, the combined score is the first pass's plus this times the log-probability.  "
     "[default: 1]",
+)
+@click.option(
+    "--with",
+    "other",
+    type=click.Path(path_type=Path),
+    metavar="BUNDLE",
+    help="Interpolate with a second model of the same vocabulary.",
+)
+@click.option("--weight", type=float, help="The second model's weight, above 0 and below 1.")
+@click.option(
+    "--fit",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Fit the weight on a held-out text instead.",
 )
 @which_graph
 @where_it_runs
@@ -66,7 +81,10 @@ def main(
     per_token: bool,
     by_line: bool,
     nbest: bool,
+    lm_weight: float | None,
+    other: Path | None,
     weight: float | None,
+    fit: Path | None,
     precision: Any,
     provider: Any,
     threads: int | None,
@@ -77,25 +95,41 @@ def main(
     state that has read one <eos>. With --lines or --nbest every line starts from there. No torch is needed.
     """
     modes = {"--json": as_json, "--tokens": per_token, "--lines": by_line, "--nbest": nbest}
-    for one, other in itertools.combinations([name for name, given in modes.items() if given], 2):
-        if one != "--json" or other == "--tokens":
-            raise click.UsageError(f"give {one} or {other}, not both")
-    if weight is not None and not nbest:
-        raise click.UsageError("--weight is for --nbest")
+    for one, two in itertools.combinations([name for name, given in modes.items() if given], 2):
+        if one != "--json" or two == "--tokens":
+            raise click.UsageError(f"give {one} or {two}, not both")
+    if lm_weight is not None and not nbest:
+        raise click.UsageError("--lm-weight is for --nbest")
+    if (other is None) != (weight is None and fit is None) or (weight is not None and fit is not None):
+        raise click.UsageError(
+            "--with takes a second bundle, and either its --weight or a text to --fit it on"
+        )
     with imports():
         from lm_runtime.model import OnnxModel
 
     file = Path("/dev/stdin") if str(file) == "-" else file
-    model = OnnxModel(bundle, precision=precision, provider=provider, threads=threads)
+    model: StepModel = OnnxModel(bundle, precision=precision, provider=provider, threads=threads)
+    if other is not None:
+        second = OnnxModel(other, precision=precision, provider=provider, threads=threads)
+        model = _interpolated(model, second, weight, fit)
     if nbest:
-        _print_nbest(model, file, 1.0 if weight is None else weight, as_json=as_json)
+        _print_nbest(model, file, 1.0 if lm_weight is None else lm_weight, as_json=as_json)
     elif by_line:
         _print_lines(model, file, as_json=as_json)
     else:
         _print_file(model, file, as_json=as_json, per_token=per_token)
 
 
-def _print_file(model: OnnxModel, file: Path, *, as_json: bool, per_token: bool) -> None:
+def _interpolated(first: StepModel, second: StepModel, weight: float | None, fit: Path | None) -> StepModel:
+    from lm_runtime.interpolation import InterpolatedModel, fit_weight
+
+    if fit is not None:
+        weight = fit_weight(first, second, fit)
+        note(f"weight {weight:.4f} of the second model, fitted on {fit}")
+    return InterpolatedModel(first, second, weight or 0.0)
+
+
+def _print_file(model: StepModel, file: Path, *, as_json: bool, per_token: bool) -> None:
     from lm_runtime.scoring import score_file
 
     names = [json.dumps(token, ensure_ascii=False) for token in model.tokenizer.tokens] if per_token else []
@@ -114,7 +148,7 @@ def _print_file(model: OnnxModel, file: Path, *, as_json: bool, per_token: bool)
         click.echo(_sentence(result))
 
 
-def _print_lines(model: OnnxModel, file: Path, *, as_json: bool) -> None:
+def _print_lines(model: StepModel, file: Path, *, as_json: bool) -> None:
     from lm_runtime.rescoring import score_texts
     from lm_runtime.scoring import Score, read_lines
 
@@ -132,7 +166,7 @@ def _print_lines(model: OnnxModel, file: Path, *, as_json: bool) -> None:
     note(_sentence(total))
 
 
-def _print_nbest(model: OnnxModel, file: Path, weight: float, *, as_json: bool) -> None:
+def _print_nbest(model: StepModel, file: Path, weight: float, *, as_json: bool) -> None:
     from lm_runtime.rescoring import read_hypotheses, rescore
 
     hypotheses = list(read_hypotheses(file))  # so that a bad line ends it before the long work

@@ -1,0 +1,122 @@
+"""Two models as one: the mean of their probabilities, everywhere where one model goes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import lm_runtime
+from conftest import FIXTURE, TINY, Invoke, one_line
+from lm_runtime.commands.score import main as lm_score
+from lm_runtime.filters import log_probabilities
+from lm_runtime.generation import generate_samples
+from lm_runtime.interpolation import InterpolatedModel, fit_weight
+from lm_runtime.model import OnnxModel, initial_state, read
+from lm_runtime.ngram import NgramModel
+from lm_runtime.params import SamplingParams
+from lm_runtime.scoring import score_file
+from lm_runtime.session import Session
+from lm_trainer.ngram import estimate
+
+
+@pytest.fixture(scope="module")
+def lstm() -> OnnxModel:
+    return lm_runtime.load(FIXTURE, provider="cpu")
+
+
+@pytest.fixture(scope="module")
+def ngram(lstm: OnnxModel) -> NgramModel:
+    tokenizer = lstm.tokenizer
+    ids = np.array(tokenizer.encode((TINY / "train.txt").read_text()), dtype=np.uint16)
+    return NgramModel(estimate(ids, tokenizer.vocab_size, tokenizer.eos_id, order=3), tokenizer)
+
+
+@pytest.mark.parametrize("weight", [0.01, 0.3, 0.99])
+def test_the_probability_is_the_weighted_mean(lstm: OnnxModel, ngram: NgramModel, weight: float) -> None:
+    model = InterpolatedModel(lstm, ngram, weight)
+    token = np.array([[0, 5, 7, 2], [0, 2, 3, 4]])
+    mixed, state = model.step(token, initial_state(model, 2))
+    ours, after = lstm.step(token, initial_state(lstm, 2))
+    theirs, also_after = ngram.step(token, initial_state(ngram, 2))
+    expected = (1 - weight) * np.exp(log_probabilities(ours)) + weight * np.exp(log_probabilities(theirs))
+    assert np.exp(mixed) == pytest.approx(expected, rel=1e-4, abs=1e-9)
+    assert all(map(np.array_equal, state, (*after, *also_after)))
+
+
+def test_stepping_is_reading_and_can_be_undone(lstm: OnnxModel, ngram: NgramModel) -> None:
+    model = InterpolatedModel(lstm, ngram, 0.4)
+    stepper, state = model.stepper(initial_state(model, 1)), initial_state(model, 1)
+    for token in (0, 5, 7):
+        before = stepper.state()
+        logits, state = model.step(np.array([[token]]), state)
+        assert stepper.step([token])[0] == pytest.approx(logits[0, 0], abs=1e-6)
+        assert all(map(np.array_equal, stepper.state(), state))
+    stepper.undo()
+    assert all(map(np.array_equal, stepper.state(), before))
+    assert all(map(np.array_equal, read(model, [0, 5, 7], initial_state(model, 1)), state))
+
+
+def test_the_fitted_weight_is_the_best(lstm: OnnxModel, ngram: NgramModel) -> None:
+    text = TINY / "valid.txt"
+    weight = fit_weight(lstm, ngram, text)
+
+    def perplexity(weight: float) -> float:
+        return score_file(InterpolatedModel(lstm, ngram, weight), text).perplexity
+
+    assert 0 < weight < 1
+    best = perplexity(weight)
+    for other in (weight / 2, weight * 0.9, weight + (1 - weight) / 10, (1 + weight) / 2):
+        assert best <= perplexity(other) + 1e-6
+    assert best <= min(score_file(lstm, text).perplexity, score_file(ngram, text).perplexity) + 1e-6
+
+
+def test_a_text_is_generated_and_saved_by_a_pair(lstm: OnnxModel, ngram: NgramModel, tmp_path: Path) -> None:
+    model = InterpolatedModel(lstm, ngram, 0.5)
+    params = SamplingParams(max_tokens=20)
+    expected = [piece.token for piece in generate_samples(model, "the", params, seed=1)]
+    session, found = Session.start(model, "the", seed=1), []
+    for _ in range(4):
+        part = SamplingParams(max_tokens=5)
+        found += [piece.token for piece in lm_runtime.generate_batch(model, [session], part)]
+        session.save(tmp_path / "s.npz", model)
+        session = Session.load(tmp_path / "s.npz", model)
+    assert found == expected
+    with pytest.raises(lm_runtime.UnusableFileError, match="saved with another model"):
+        Session.load(tmp_path / "s.npz", InterpolatedModel(lstm, ngram, 0.6))
+
+
+@pytest.mark.parametrize("weight", [0, 1, -1, float("nan")])
+def test_a_weight_out_of_its_range_is_refused(lstm: OnnxModel, ngram: NgramModel, weight: float) -> None:
+    with pytest.raises(ValueError, match=f"weight must be above 0 and below 1, got {weight}"):
+        InterpolatedModel(lstm, ngram, weight)
+
+
+def test_the_command_interpolates(invoke: Invoke) -> None:
+    text = TINY / "valid.txt"
+    alone = json.loads(invoke(lm_score, FIXTURE, text, "--json")[1])
+    # With itself, whatever the weight, nothing changes.
+    for option in (["--weight", 0.3], ["--fit", TINY / "test.txt"]):
+        code, out, err = invoke(lm_score, FIXTURE, text, "--json", "--with", FIXTURE, *option)
+        assert code == 0
+        assert json.loads(out)["perplexity"] == pytest.approx(alone["perplexity"], rel=1e-5)
+    assert err == f"weight 0.5000 of the second model, fitted on {TINY / 'test.txt'}\n"
+    assert invoke(lm_score, FIXTURE, text, "--lines", "--with", FIXTURE, "--weight", 0.5)[0] == 0
+
+
+def test_bad_pairs_are_one_line(invoke: Invoke, small_bundle: Path) -> None:
+    text = TINY / "valid.txt"
+    for options, status, message in (
+        (["--with", FIXTURE], 2, "--with takes a second bundle, and either its --weight"),
+        (["--weight", 0.5], 2, "--with takes a second bundle"),
+        (["--with", FIXTURE, "--weight", 0.5, "--fit", text], 2, "--with takes a second bundle"),
+        (["--with", FIXTURE, "--weight", 1], 2, "weight must be above 0 and below 1, got 1.0"),
+        (["--with", small_bundle, "--weight", 0.5], 2, "do not have the same tokenizer"),
+        (["--with", "nowhere", "--weight", 0.5], 1, "nowhere: no such bundle"),
+        (["--with", FIXTURE, "--fit", "nowhere.txt"], 1, "nowhere.txt: no such file"),
+    ):
+        code, out, err = invoke(lm_score, FIXTURE, text, *options)
+        assert (code, out) == (status, "")
+        assert message in one_line(err)
