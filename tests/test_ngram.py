@@ -22,7 +22,8 @@ import lm_runtime
 from conftest import FIXTURE, TINY
 from lm_runtime.files import UnusableFileError, read_pieces
 from lm_runtime.model import initial_state, join_states, read
-from lm_runtime.ngram import NgramModel, NgramTables, log_probabilities
+from lm_runtime.ngram import NgramModel, log_probabilities
+from lm_runtime.ngram_tables import NgramTables
 from lm_runtime.params import SamplingParams
 from lm_runtime.scoring import score_file
 from lm_runtime.session import Session

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lm_runtime.engine import Engine, Piece
     from lm_runtime.files import UnusableFileError
     from lm_runtime.generation import generate, generate_batch, generate_samples, suggest
+    from lm_runtime.interpolation import InterpolatedModel, fit_weight
     from lm_runtime.model import initial_state, load
     from lm_runtime.params import SamplingParams
     from lm_runtime.rescoring import Hypothesis, Rescored, read_hypotheses, rescore, score_texts
@@ -29,6 +30,7 @@ __all__ = [
     "Completion",
     "Engine",
     "Hypothesis",
+    "InterpolatedModel",
     "Piece",
     "Request",
     "Rescored",
@@ -39,6 +41,7 @@ __all__ = [
     "UnusableFileError",
     "beam_search",
     "complete",
+    "fit_weight",
     "generate",
     "generate_batch",
     "generate_samples",
@@ -52,6 +55,8 @@ __all__ = [
 ]
 
 _HOME = {
+    "InterpolatedModel": "interpolation",
+    "fit_weight": "interpolation",
     "BeamHypothesis": "beam",
     "Completion": "completion",
     "Engine": "engine",

@@ -24,6 +24,10 @@ TOKENS = "tokens.txt"
 MODEL_CARD = "README.md"
 MODELS = {"fp32": "onnx/model.onnx", "int8": "onnx/model_quantized.onnx"}
 """The graph's file for each precision."""
+NGRAM_TYPE = "ngram"
+"""The ``model_type`` of a bundle that has tables in place of a graph."""
+TABLES = "ngram/model.ngram"
+"""The file of the tables."""
 
 TOKEN = "token"
 LOGITS = "logits"
@@ -57,20 +61,29 @@ def recurrent_states(names: tuple[str, ...], num_layers: int, hidden_size: int) 
     )
 
 
+def window_states(window: int) -> tuple[StateTensor, ...]:
+    """The state of a model that sees the last ``window`` tokens: those before the one that is read.
+
+    ``context`` ``(batch, window - 1)``, int64, holds id + 1 of each, the newest last; 0 stands for none,
+    so that the zero state has read nothing.
+    """
+    return (StateTensor("context", "context_out", "int64", (None, window - 1)),)
+
+
 @dataclass(frozen=True)
 class BundleConfig:
     """What ``config.json`` says."""
 
     model_type: str
-    """The family: ``lstm``."""
+    """The family: ``lstm``, ``gru``, ``rnn`` or ``window``."""
     vocab_size: int
     """The number of tokens."""
     embedding_dim: int
     """The width of the embedding."""
     hidden_size: int
-    """The width of a layer's state."""
+    """The width of each hidden layer."""
     num_hidden_layers: int
-    """How many recurrent layers are stacked."""
+    """How many hidden layers are stacked: of a recurrent model, its recurrent layers."""
     tie_word_embeddings: bool
     """Whether the output layer shares its weights with the embedding."""
     tokenizer: str
@@ -87,6 +100,8 @@ class BundleConfig:
     """The ONNX operator set of ``onnx/model.onnx``."""
     vocabulary_sha256: str
     """The sha256 of the tokens in order of id, each ended by a line break."""
+    window: int = 0
+    """How many tokens a ``window`` model predicts the next one from; 0 in the other families."""
     training: dict[str, Any] = field(default_factory=dict)
     """Facts about the training: corpus, steps, perplexities."""
     parity: dict[str, Any] = field(default_factory=dict)
@@ -116,6 +131,8 @@ class BundleConfig:
             "eos_id": self.eos_token_id,
             "vocabulary_sha256": self.vocabulary_sha256,
         }
+        if self.window:
+            facts["window"] = self.window
         return {name: str(value) for name, value in facts.items()}
 
 

@@ -6,6 +6,7 @@ The state is a value that goes in and comes out; the model keeps none. Knows not
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -17,6 +18,7 @@ from lm_runtime.bundle import (
     GENERATION_CONFIG,
     LOGITS,
     MODELS,
+    NGRAM_TYPE,
     TOKEN,
     TOKENIZER,
     TOKENIZER_CONFIG,
@@ -63,6 +65,40 @@ class StepModel(Protocol):
         """What tells the weights from all others; a state is of use only with the weights that made it."""
 
 
+class BundleModel(StepModel, Protocol):
+    """A step model that comes from a bundle."""
+
+    folder: Path
+    config: BundleConfig
+    defaults: SamplingParams
+    precision: Precision
+    provider: str
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What every bundle has beside its weights, checked."""
+
+    config: BundleConfig
+    """The configuration."""
+    tokenizer: Tokenizer
+    """Text to ids and back."""
+    defaults: SamplingParams
+    """How to sample where nothing else is said."""
+
+
+def open_bundle(folder: Path, config: BundleConfig, weights: str) -> Bundle:
+    """Check a bundle's files, the one named ``weights`` among them, and read what is beside that.
+
+    Raises:
+        UnusableFileError: the bundle is incomplete, damaged, or contradicts itself.
+    """
+    check_files(folder, config, [GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG, TOKENS, weights])
+    tokenizer = Tokenizer.from_file(folder / TOKENIZER)
+    _check_tokenizer(folder / TOKENIZER, tokenizer, config)
+    return Bundle(config, tokenizer, _sampling_defaults(folder))
+
+
 class OnnxModel:
     """A bundle's graph, tokenizer and defaults, ready to step.
 
@@ -94,16 +130,15 @@ class OnnxModel:
                 if precision != "fp32"
                 else f"{folder} has no {precision} graph"
             )
-        check_files(self.folder, self.config, [GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG, TOKENS, graph])
+        bundle = open_bundle(self.folder, self.config, graph)
         self.precision = precision
         self.states = self.config.states
-        self.tokenizer = Tokenizer.from_file(self.folder / TOKENIZER)
-        self.defaults = _sampling_defaults(self.folder)
+        self.tokenizer = bundle.tokenizer
+        self.defaults = bundle.defaults
         self._session = _open_session(self.folder / graph, provider, threads)
         self.provider = "cuda" if self._session.get_providers()[0] == _PROVIDERS["cuda"] else "cpu"
         """Where the graph runs: ``cpu`` or ``cuda``."""
         _check_graph(self.folder / graph, self._session, self.config, precision)
-        _check_tokenizer(self.folder / TOKENIZER, self.tokenizer, self.config)
         self._input_names = [TOKEN, *(state.name for state in self.states)]
         self._output_names = [LOGITS, *(state.output for state in self.states)]
 
@@ -133,9 +168,20 @@ def load(
     precision: Precision = "fp32",
     provider: Provider = "auto",
     threads: int | None = None,
-) -> OnnxModel:
-    """Load a bundle; the arguments and errors are those of :class:`OnnxModel`."""
-    return OnnxModel(folder, precision=precision, provider=provider, threads=threads)
+) -> BundleModel:
+    """Load a bundle; the arguments and errors are those of :class:`OnnxModel`.
+
+    An n-gram model's tables have one precision, ``fp32``, and run on the CPU.
+    """
+    if read_config(Path(folder)).model_type != NGRAM_TYPE:
+        return OnnxModel(folder, precision=precision, provider=provider, threads=threads)
+    if precision != "fp32":
+        raise ValueError(f"{folder} is an n-gram model, which has no {precision} graph")
+    if provider == "cuda":
+        raise ValueError(f"{folder} is an n-gram model, which runs on the CPU")
+    from lm_runtime.ngram import NgramBundle  # graphs do without it
+
+    return NgramBundle(Path(folder))
 
 
 def initial_state(model: StepModel, batch: int) -> State:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from lm_runtime.engine import Piece
-    from lm_runtime.model import OnnxModel
+    from lm_runtime.model import BundleModel
     from lm_runtime.params import SamplingParams
     from lm_runtime.session import Session
 
@@ -150,7 +150,7 @@ def main(
     """
     with imports():
         from lm_runtime import generation
-        from lm_runtime.model import OnnxModel
+        from lm_runtime.model import load
 
     given = {name: value for name, value in sampling.items() if value not in (None, ())}
     states = save_state or load_state
@@ -190,7 +190,7 @@ def main(
             "".join(given[name]).encode()
     for place in filter(None, (save_state, output)):
         require_place(place)
-    model = OnnxModel(bundle, precision=precision, provider=provider, threads=threads)
+    model = load(bundle, precision=precision, provider=provider, threads=threads)
     if "logit_bias" in given:
         given["logit_bias"] = _bias(model, given["logit_bias"])
     params = dataclasses.replace(model.defaults, **given)
@@ -219,7 +219,7 @@ def _check_together(wrong: object, why: str) -> None:
         raise click.UsageError(why)
 
 
-def _bias(model: OnnxModel, given: tuple[str, ...]) -> dict[int, float]:
+def _bias(model: BundleModel, given: tuple[str, ...]) -> dict[int, float]:
     """``TOKEN=B`` by ids."""
     bias = {}
     for text in given:
@@ -233,7 +233,7 @@ def _bias(model: OnnxModel, given: tuple[str, ...]) -> dict[int, float]:
 
 
 def _sample(
-    model: OnnxModel,
+    model: BundleModel,
     prompt: str,
     params: SamplingParams,
     seed: int,
@@ -273,7 +273,7 @@ def _sample(
 
 
 def _go_on(
-    model: OnnxModel,
+    model: BundleModel,
     prompt: str,
     params: SamplingParams,
     seed: int | None,
@@ -297,7 +297,7 @@ def _go_on(
     note(_rate(count, time.perf_counter() - started) + f", position {session.position:,}")
 
 
-def _prompt_tokens(model: OnnxModel, prompt: str) -> list[dict[str, Any]]:
+def _prompt_tokens(model: BundleModel, prompt: str) -> list[dict[str, Any]]:
     """The prompt's tokens and their log-probabilities."""
     import numpy as np
 
@@ -313,7 +313,7 @@ def _prompt_tokens(model: OnnxModel, prompt: str) -> list[dict[str, Any]]:
 
 
 def _print_hypotheses(
-    model: OnnxModel,
+    model: BundleModel,
     prompt: str,
     params: SamplingParams,
     beams: int,
@@ -353,7 +353,7 @@ def _rate(count: int, seconds: float) -> str:
     return f"{count} tokens in {seconds:.1f} s ({count / max(seconds, 1e-9):.0f} tokens/s)"
 
 
-def _session(model: OnnxModel, load_state: Path | None, prompt: str, seed: int | None) -> Session:
+def _session(model: BundleModel, load_state: Path | None, prompt: str, seed: int | None) -> Session:
     """The session to go on with: a new one, or a saved one that reads the prompt and keeps its generator."""
     from lm_runtime.session import Session
 

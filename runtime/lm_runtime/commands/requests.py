@@ -21,7 +21,7 @@ from lm_runtime.commands import Progress, note
 from lm_runtime.completion import Completion, Request, complete
 from lm_runtime.engine import compiled
 from lm_runtime.files import UnusableFileError, read_pieces
-from lm_runtime.model import OnnxModel
+from lm_runtime.model import BundleModel, StepModel
 from lm_runtime.params import SamplingParams
 
 _FIELDS = {field.name for field in dataclasses.fields(SamplingParams)}
@@ -30,7 +30,7 @@ Record = dict[str, Any]
 
 
 def run_requests(
-    model: OnnxModel, source: Path, output: Path | None, params: SamplingParams, *, seed: int, samples: int
+    model: BundleModel, source: Path, output: Path | None, params: SamplingParams, *, seed: int, samples: int
 ) -> None:
     """Complete every line of ``source``.
 
@@ -118,7 +118,7 @@ def _refuse(constant: str) -> None:
 
 
 def _request(
-    model: OnnxModel,
+    model: BundleModel,
     path: Path,
     number: int,
     record: Record,
@@ -193,7 +193,7 @@ def _to_line(record: Record) -> bytes:
         return json.dumps(record, allow_nan=False).encode() + b"\n"
 
 
-def completion_record(model: OnnxModel, completion: Completion) -> Record:
+def completion_record(model: StepModel, completion: Completion) -> Record:
     """A completion as JSON has it."""
     record: Record = {
         "text": completion.text,
@@ -211,10 +211,10 @@ def completion_record(model: OnnxModel, completion: Completion) -> Record:
     return record
 
 
-def _token_records(model: OnnxModel, pairs: Iterable[tuple[int, float]]) -> list[Record]:
+def _token_records(model: StepModel, pairs: Iterable[tuple[int, float]]) -> list[Record]:
     return [token_record(model, *pair) for pair in pairs]
 
 
-def token_record(model: OnnxModel, token: int, log_probability: float) -> Record:
+def token_record(model: StepModel, token: int, log_probability: float) -> Record:
     """A token and its log-probability as JSON has them."""
     return {"token": model.tokenizer.tokens[token], "id": token, "logprob": log_probability}

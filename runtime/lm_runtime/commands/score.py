@@ -105,12 +105,12 @@ def main(
             "--with takes a second bundle, and either its --weight or a text to --fit it on"
         )
     with imports():
-        from lm_runtime.model import OnnxModel
+        from lm_runtime.model import load
 
     file = Path("/dev/stdin") if str(file) == "-" else file
-    model: StepModel = OnnxModel(bundle, precision=precision, provider=provider, threads=threads)
+    model: StepModel = load(bundle, precision=precision, provider=provider, threads=threads)
     if other is not None:
-        second = OnnxModel(other, precision=precision, provider=provider, threads=threads)
+        second = load(other, precision=precision, provider=provider, threads=threads)
         model = _interpolated(model, second, weight, fit)
     if nbest:
         _print_nbest(model, file, 1.0 if lm_weight is None else lm_weight, as_json=as_json)
