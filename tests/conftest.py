@@ -11,6 +11,9 @@ from pathlib import Path
 import click
 import pytest
 
+from lm_export.command import main as lm_export
+from lm_trainer.command import main as lm_train
+
 # These models are so small that a second thread costs more than it brings.
 os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -46,6 +49,36 @@ def small_bundle(small_run: Path) -> Path:
     """Its bundle, with int8."""
     run_command("lm-export", small_run, "--out", "bundle", "--quantize", "int8", cwd=small_run.parent)
     return small_run.parent / "bundle"
+
+
+@pytest.fixture(scope="session", params=["lstm", "gru", "rnn", "window"])
+def family_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of each family."""
+    if request.param == "lstm":
+        run: Path = request.getfixturevalue("small_run")
+        return run
+    run = tmp_path_factory.mktemp(request.param) / "run"
+    layers = 1 if request.param == "window" else 2
+    _run_here(
+        lm_train, TINY, "--out", run, "--epochs", 3, *SMALL, "--layers", layers, "--model", request.param
+    )
+    return run
+
+
+@pytest.fixture(scope="session")
+def family_bundle(request: pytest.FixtureRequest, family_run: Path) -> Path:
+    """Its bundle, with int8."""
+    bundle = family_run.parent / "bundle"
+    if not bundle.exists():  # that of the LSTM may be there
+        _run_here(lm_export, family_run, "--out", bundle, "--quantize", "int8")
+    return bundle
+
+
+def _run_here(command: click.Command, *arguments: object) -> None:
+    """Run a command within this process, which has torch loaded already."""
+    with pytest.raises(SystemExit) as exit_:
+        command.main([str(argument) for argument in arguments], prog_name=command.name)
+    assert exit_.value.code == 0
 
 
 Invoke = Callable[..., tuple[int, str, str]]

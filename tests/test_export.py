@@ -17,23 +17,29 @@ from conftest import SMALL, TINY, Invoke, run_command
 from lm_export import bundle_writer, parity
 from lm_export import quantize as quantize_module
 from lm_export.command import main
-from lm_export.graph import NEWEST_OPSET, OLDEST_OPSET, ExportError, StepModule, make_step_graph
+from lm_export.graph import NEWEST_OPSET, OLDEST_OPSET, ExportError, make_step_graph
 from lm_export.quantize import quantize_int8
-from lm_runtime.bundle import BundleConfig, recurrent_states
+from lm_export.recurrent import RecurrentStep
+from lm_runtime.bundle import BundleConfig
 from lm_runtime.generation import generate_samples
-from lm_runtime.sampling import SamplingParams
+from lm_runtime.params import SamplingParams
 from lm_trainer.checkpoint import load_checkpoint, restore_model
-from lm_trainer.config import ModelConfig
-from lm_trainer.model import RecurrentLM, TorchStepModel
+from lm_trainer.config import FAMILIES, ModelConfig
+from lm_trainer.families import make_model
+from lm_trainer.model import LanguageModel, TorchStepModel
+from lm_trainer.recurrent import CELLS, RecurrentLM
 
 SHAPES = [(1, 1), (3, 5), (2, 64)]
 
 
-def make(layers: int = 2, tied: bool = False, opset: int = 17) -> tuple[RecurrentLM, BundleConfig]:
-    config = ModelConfig(700, 40, 40 if tied else 28, layers, tied)
-    model = RecurrentLM(config, torch.Generator().manual_seed(layers))
+def make(
+    layers: int = 2, tied: bool = False, opset: int = 17, family: str = "lstm"
+) -> tuple[LanguageModel, BundleConfig]:
+    layers, window = (1, 5) if family == "window" else (layers, 0)
+    config = ModelConfig(700, 40, 40 if tied else 28, layers, tied, family, window)
+    model = make_model(config, torch.Generator().manual_seed(layers))
     bundle = BundleConfig(
-        model_type="lstm",
+        model_type=family,
         vocab_size=700,
         embedding_dim=40,
         hidden_size=config.hidden_size,
@@ -43,22 +49,33 @@ def make(layers: int = 2, tied: bool = False, opset: int = 17) -> tuple[Recurren
         eos_token_id=0,
         bos_token_id=0,
         unk_token_id=1,
-        states=recurrent_states(("h", "c"), layers, config.hidden_size),
+        states=model.states,
+        window=window,
         opset=opset,
         vocabulary_sha256="0" * 64,
     )
     return model, bundle
 
 
-def largest_difference(model: RecurrentLM, graph: onnx.ModelProto) -> float:
+def random_state(model: LanguageModel, batch: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+    return tuple(
+        torch.randn(tensor.shape, generator=generator)
+        if tensor.is_floating_point()
+        else torch.randint(0, 1 + model.config.vocab_size, tensor.shape, generator=generator)
+        for tensor in model.zero_state(batch)
+    )
+
+
+def largest_difference(model: LanguageModel, graph: onnx.ModelProto) -> float:
     session = ort.InferenceSession(graph.SerializeToString())
     worst = 0.0
     for batch, time in SHAPES:
         generator = torch.Generator().manual_seed(batch)
         token = torch.randint(0, 700, (batch, time), generator=generator)
-        state = tuple(torch.randn(tensor.shape, generator=generator) for tensor in model.zero_state(batch))
-        feeds = {"token": token.numpy(), "h": state[0].numpy(), "c": state[1].numpy()}
-        found = session.run(["logits", "h_out", "c_out"], feeds)
+        state = random_state(model, batch, generator)
+        feeds = {tensor.name: array.numpy() for tensor, array in zip(model.states, state, strict=True)}
+        outputs = ["logits", *(tensor.output for tensor in model.states)]
+        found = session.run(outputs, {"token": token.numpy(), **feeds})
         with torch.no_grad():
             logits, after = model(token, state)
         worst = max(
@@ -67,65 +84,103 @@ def largest_difference(model: RecurrentLM, graph: onnx.ModelProto) -> float:
     return worst
 
 
-@pytest.mark.parametrize("opset", range(OLDEST_OPSET, NEWEST_OPSET + 1))
-def test_every_opset_gives_that_opset_and_the_same_numbers(opset: int) -> None:
-    model, config = make(opset=opset)
+@pytest.mark.parametrize(
+    ("family", "opset"),
+    [("lstm", opset) for opset in range(OLDEST_OPSET, NEWEST_OPSET + 1)]
+    # The others only where the conversion changes: below 18, at 18, and at the newest.
+    + [(family, opset) for family in ("gru", "rnn", "window") for opset in (OLDEST_OPSET, 18, NEWEST_OPSET)],
+)
+def test_every_opset_gives_that_opset_and_the_same_numbers(family: str, opset: int) -> None:
+    model, config = make(opset=opset, family=family)
     graph = make_step_graph(model, config)
     assert [(entry.domain, entry.version) for entry in graph.opset_import] == [("", opset)]
     assert largest_difference(model, graph) < 1e-5
 
 
+@pytest.mark.parametrize("family", CELLS)
 @pytest.mark.parametrize(("layers", "tied"), [(1, False), (1, True), (3, True)])
-def test_the_graph_is_small_and_its_weights_are_initializers(layers: int, tied: bool) -> None:
-    model, config = make(layers, tied)
+def test_the_graph_is_small_and_its_weights_are_initializers(family: str, layers: int, tied: bool) -> None:
+    model, config = make(layers, tied, family=family)
     graph = make_step_graph(model, config)
     operators = [node.op_type for node in graph.graph.node]
-    assert operators.count("LSTM") == layers
+    assert operators.count(family.upper()) == layers
     assert operators.count("MatMul") == operators.count("Gather") == 1
-    assert len(operators) <= 8 + 6 * layers
+    assert len(operators) <= 15 + 6 * layers
     numbers = sum(int(np.prod(tensor.dims)) for tensor in graph.graph.initializer if tensor.data_type == 1)
     assert numbers == sum(parameter.numel() for parameter in model.parameters())
     assert largest_difference(model, graph) < 1e-5
     assert {entry.key: entry.value for entry in graph.metadata_props} == config.metadata("fp32")
-    shapes = {
+    state = [layers, "batch", config.hidden_size]
+    assert shapes(graph) == {
+        "token": ["batch", "time"],
+        "logits": ["batch", "time", 700],
+        **dict.fromkeys(("h", "c", "h_out", "c_out") if family == "lstm" else ("h", "h_out"), state),
+    }
+
+
+def shapes(graph: onnx.ModelProto) -> dict[str, list[str | int]]:
+    """The shape of each input and output, its free axes by name."""
+    return {
         tensor.name: [size.dim_param or size.dim_value for size in tensor.type.tensor_type.shape.dim]
         for tensor in (*graph.graph.input, *graph.graph.output)
     }
-    state = [layers, "batch", config.hidden_size]
-    assert shapes == {
+
+
+def test_the_window_graph_is_plain_operators_and_an_integer_state() -> None:
+    model, config = make(family="window")
+    graph = make_step_graph(model, config)
+    operators = [node.op_type for node in graph.graph.node]
+    assert operators.count("MatMul") == 2
+    assert {"Loop", "Scan", "If"}.isdisjoint(operators)
+    numbers = sum(int(np.prod(tensor.dims)) for tensor in graph.graph.initializer if tensor.data_type == 1)
+    assert numbers == sum(parameter.numel() for parameter in model.parameters())
+    assert shapes(graph) == {
         "token": ["batch", "time"],
-        "h": state,
-        "c": state,
         "logits": ["batch", "time", 700],
-        "h_out": state,
-        "c_out": state,
+        "context": ["batch", 4],
+        "context_out": ["batch", 4],
     }
+    assert {entry.key: entry.value for entry in graph.metadata_props} == config.metadata("fp32")
+    assert config.metadata("fp32")["window"] == "5"
 
 
-def test_the_traced_module_is_the_model() -> None:
-    model, _ = make()
-    token, state = torch.randint(0, 700, (2, 9)), model.zero_state(2)
-    logits, (h, c) = model(token, state)
-    for found, expected in zip(StepModule(model)(token, *state), (logits, h, c), strict=True):
+@pytest.mark.parametrize("family", CELLS)
+def test_the_traced_module_is_the_model(family: str) -> None:
+    model, _ = make(family=family)
+    assert isinstance(model, RecurrentLM)
+    generator = torch.Generator().manual_seed(0)
+    token, state = torch.randint(0, 700, (2, 9), generator=generator), random_state(model, 2, generator)
+    logits, after = model(token, state)
+    traced_logits, traced_after = RecurrentStep(model)(token, state)
+    for found, expected in zip((traced_logits, *traced_after), (logits, *after), strict=True):
         assert float((found - expected).detach().abs().max()) < 1e-5
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_int8_quantizes_embedding_layers_and_head(tied: bool) -> None:
-    model, config = make(2, tied)
-    graph = make_step_graph(model, config)
-    quantized = quantize_int8(graph)
+INT8 = {
+    "lstm": {"DynamicQuantizeLSTM": 2, "MatMulInteger": 1},
+    "gru": {"GRU": 2, "MatMulInteger": 1},
+    "rnn": {"RNN": 2, "MatMulInteger": 1},
+    "window": {"MatMulInteger": 2},
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "tied"),
+    [(family, tied) for family in FAMILIES for tied in (False, True) if not (family == "window" and tied)],
+)
+def test_int8_quantizes_all_that_onnxruntime_has_in_int8(family: str, tied: bool) -> None:
+    model, config = make(2, tied, family=family)
+    quantized = quantize_int8(make_step_graph(model, config))
     operators = [node.op_type for node in quantized.graph.node]
-    assert operators.count("DynamicQuantizeLSTM") == 2
-    assert operators.count("MatMulInteger") == 1
-    assert "LSTM" not in operators
-    assert "MatMul" not in operators
-    large_floats = [
+    layers = ("LSTM", "GRU", "RNN", "MatMul", "DynamicQuantizeLSTM", "MatMulInteger")
+    assert {name: operators.count(name) for name in layers if name in operators} == INT8[family]
+    large_floats = {
         tensor.name
         for tensor in quantized.graph.initializer
-        if tensor.data_type == 1 and np.prod(tensor.dims) > 1000
-    ]
-    assert large_floats == []
+        if tensor.data_type == 1 and np.prod(tensor.dims) > 700  # longer than a bias of the output layer
+    }
+    kept = [node.input[1:3] for node in quantized.graph.node if node.op_type in ("GRU", "RNN")]
+    assert large_floats == {name for names in kept for name in names}
     assert largest_difference(model, quantized) < 0.1
 
 
@@ -218,9 +273,9 @@ def test_the_bundle_carries_its_proof_and_its_facts(small_bundle: Path) -> None:
     assert "parity" in card.lower()
 
 
-def wrong_gates(model: RecurrentLM) -> RecurrentLM:
+def wrong_gates(model: LanguageModel) -> LanguageModel:
     with torch.no_grad():
-        model.layers[0].weight_hh_l0[:1] += 0.01
+        model.get_parameter("layers.0.weight_hh_l0")[:1] += 0.01
     return model
 
 
@@ -242,10 +297,10 @@ def test_a_proof_that_fails_writes_no_bundle(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_state_that_is_not_carried_fails_the_proof(small_run: Path, small_bundle: Path) -> None:
-    model, tokenizer = restore_model(small_run, load_checkpoint(small_run))
-    exported = lm_runtime.load(small_bundle)
-    held_out = load_checkpoint(small_run)["held_out"].numpy()
+def test_a_state_that_is_not_carried_fails_the_proof(family_run: Path, family_bundle: Path) -> None:
+    model, tokenizer = restore_model(family_run, load_checkpoint(family_run))
+    exported = lm_runtime.load(family_bundle)
+    held_out = load_checkpoint(family_run)["held_out"].numpy()
     assert parity.compare(TorchStepModel(model, tokenizer), exported, held_out).holds
 
     class Forgetful(TorchStepModel):
@@ -253,6 +308,13 @@ def test_a_state_that_is_not_carried_fails_the_proof(small_run: Path, small_bund
             return super().step(token, tuple(np.zeros_like(array) for array in state))
 
     assert not parity.compare(Forgetful(model, tokenizer), exported, held_out).holds
+
+
+def test_one_other_integer_in_a_state_fails_the_proof() -> None:
+    """However large the integers are."""
+    assert parity.difference(np.array([[70_000]]), np.array([[70_000]])) == 0
+    assert parity.difference(np.array([[70_000]]), np.array([[70_001]])) == np.inf
+    assert parity.relative_difference(np.array([[70_000]]), np.array([[70_001]])) == np.inf
 
 
 def test_nan_fails_the_proof(small_run: Path, small_bundle: Path) -> None:
@@ -273,24 +335,45 @@ def test_int8_that_costs_too_much_writes_no_bundle(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_torch_and_the_bundle_sample_the_same_ids_and_text(small_run: Path, small_bundle: Path) -> None:
-    model, tokenizer = restore_model(small_run, load_checkpoint(small_run))
+def test_torch_and_the_bundle_sample_the_same_ids_and_text(family_run: Path, family_bundle: Path) -> None:
+    model, tokenizer = restore_model(family_run, load_checkpoint(family_run))
     params = SamplingParams(max_tokens=150, temperature=0.9, top_p=0.95)
     texts = [
         list(generate_samples(candidate, "Mara wrote", params, seed=9, indices=(0, 1, 2)))
-        for candidate in (TorchStepModel(model, tokenizer), lm_runtime.load(small_bundle))
+        for candidate in (TorchStepModel(model, tokenizer), lm_runtime.load(family_bundle))
     ]
     assert texts[0] == texts[1]
 
 
-def test_lm_score_equals_the_trainer_s_own_figure(small_run: Path, small_bundle: Path) -> None:
-    summary = json.loads((small_run / "summary.json").read_text())
+def test_lm_score_equals_the_trainer_s_own_figure(family_run: Path, family_bundle: Path) -> None:
+    summary = json.loads((family_run / "summary.json").read_text())
     for split in ("valid", "test"):
-        result = run_command("lm-score", small_bundle, TINY / f"{split}.txt", "--json", cwd=small_run.parent)
+        result = run_command(
+            "lm-score", family_bundle, TINY / f"{split}.txt", "--json", cwd=family_run.parent
+        )
         scored = json.loads(result.stdout)
         for name in ("perplexity", "bits_per_byte", "perplexity_per_word"):
             assert scored[name] == pytest.approx(summary[split][name], rel=1e-4)
         assert (scored["tokens"], scored["unknown"]) == (summary[split]["tokens"], summary[split]["unknown"])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_lm_generate_runs_every_family(family_bundle: Path, precision: str) -> None:
+    options = ["--prompt", "the keeper of", "--max-tokens", 30, "--seed", 1, "--precision", precision]
+    result = run_command("lm-generate", family_bundle, *options, cwd=family_bundle)
+    assert len(result.stdout.split()) > 20
+
+
+def test_a_bundle_and_its_card_name_the_family(family_bundle: Path) -> None:
+    config = lm_runtime.load(family_bundle).config
+    names = ", ".join(state.name for state in config.states)
+    card = (family_bundle / "README.md").read_text()
+    assert f"`(token, {names}) -> (logits, {names})`" in card
+    assert FAMILIES[config.model_type].description in card
+    assert f"In int8: {', '.join(config.quantization['layers']['int8'])}" in card
+    assert (config.model_type == "window") == (config.window == 5) == (names == "context")
+    assert config.num_hidden_layers == (1 if config.model_type == "window" else 2)
+    assert config.parity["greedy_equal"] is True
 
 
 @pytest.mark.parametrize("tokenizer", ["char", "bpe"])

@@ -57,6 +57,11 @@ def with_other_text(path: Path, run: Path) -> None:
     torch.save({**content, "held_out": content["held_out"] + 1000}, path)
 
 
+def of_a_family_that_is_not_known(path: Path, run: Path) -> None:
+    content = torch.load(run / "best.pt", weights_only=True)
+    torch.save({**content, "model_config": {**content["model_config"], "model_type": "perceptron"}}, path)
+
+
 BAD_CHECKPOINTS: list[tuple[Callable[[Path, Path], object], str]] = [
     (lambda path, run: None, "no such checkpoint; lm-train makes one"),
     (lambda path, run: path.write_bytes(b""), "not a checkpoint, or damaged"),
@@ -73,6 +78,10 @@ BAD_CHECKPOINTS: list[tuple[Callable[[Path, Path], object], str]] = [
     (without("held_out"), "damaged: held_out is missing"),
     (without("progress"), "damaged: progress is missing"),
     (with_other_text, "the held-out text has tokens that are not in the vocabulary"),
+    (
+        of_a_family_that_is_not_known,
+        "damaged: model_type must be one of lstm, gru, rnn, window, got perceptron",
+    ),
     (without_weights, "damaged: Error(s) in loading state_dict"),
 ]
 
@@ -125,6 +134,18 @@ def test_an_export_that_fills_the_disk_leaves_nothing(small_run: Path, tmp_path:
     assert result.returncode == 1
     assert "File too large" in one_line(result.stderr)
     assert tree(tmp_path) == set()
+
+
+def test_the_command_says_which_layers_are_int8(invoke: Invoke, family_run: Path) -> None:
+    family = torch.load(family_run / "best.pt", weights_only=True)["model_config"]["model_type"]
+    code, _, err = invoke(lm_export, family_run, "--out", "bundle", "--quantize", "int8")
+    assert code == 0
+    assert {
+        "lstm": "int8: embedding, LSTM layers, output layer",
+        "gru": "int8: embedding, output layer; GRU layers stay fp32: onnxruntime has no int8 form of them",
+        "rnn": "int8: embedding, output layer; RNN layers stay fp32: onnxruntime has no int8 form of them",
+        "window": "int8: embedding, hidden layer, output layer",
+    }[family] in err.splitlines()
 
 
 def test_int8_at_an_opset_that_onnxruntime_does_not_run_is_said(

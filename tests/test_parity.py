@@ -1,12 +1,13 @@
 """The bundle equals the torch model: logits, states, ids, text, scores.
 
 In layers, from the number to the text, so that the first failure is the cause. The fixture bundle is
-compared with what torch said when it was made; this file needs no torch.
+compared with what torch said when it was made. What has to be the same bits is so in every family.
 """
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,13 @@ from numpy.typing import NDArray
 import lm_runtime
 from conftest import FIXTURE, ROOT
 from fixture_cases import GREEDY_TOKENS, PROMPT, SAMPLED, SCORED_TEXT
+from lm_runtime.completion import Request, complete
 from lm_runtime.files import read_pieces
 from lm_runtime.generation import generate_samples
-from lm_runtime.model import OnnxModel, initial_state, read
-from lm_runtime.sampling import SamplingParams
+from lm_runtime.model import OnnxModel, initial_state, read, state_of
+from lm_runtime.params import SamplingParams
 from lm_runtime.scoring import token_log_probabilities
+from lm_runtime.session import Session
 
 # Of fp32 rounding in another order of operations; logits here are below 20.
 CLOSE = 1e-4
@@ -31,6 +34,12 @@ CLOSE = 1e-4
 @pytest.fixture(scope="module")
 def model() -> OnnxModel:
     return lm_runtime.load(FIXTURE, provider="cpu")
+
+
+@pytest.fixture(scope="module")
+def any_model(family_bundle: Path) -> OnnxModel:
+    """One of each family."""
+    return lm_runtime.load(family_bundle, provider="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -72,20 +81,22 @@ def random_ids(model: OnnxModel, batch: int, time: int) -> NDArray[np.int64]:
 
 
 @pytest.mark.parametrize("batch", [2, 3, 5, 8, 16])
-def test_a_row_of_a_batch_is_bit_for_bit_what_it_is_alone(model: OnnxModel, batch: int) -> None:
+def test_a_row_of_a_batch_is_bit_for_bit_what_it_is_alone(any_model: OnnxModel, batch: int) -> None:
+    model = any_model
     ids = random_ids(model, batch, 20)
     logits, state = model.step(ids, initial_state(model, batch))
     for row in range(batch):
         alone, alone_state = model.step(ids[row : row + 1], initial_state(model, 1))
         assert np.array_equal(logits[row], alone[0])
-        assert all(np.array_equal(a[:, row], b[:, 0]) for a, b in zip(state, alone_state, strict=True))
+        assert all(map(np.array_equal, state_of(model, state, row), alone_state))
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=8))
 @settings(max_examples=30, deadline=None)
 def test_however_a_text_is_cut_into_calls_the_result_is_the_same_bits(
-    model: OnnxModel, cuts: list[int]
+    any_model: OnnxModel, cuts: list[int]
 ) -> None:
+    model = any_model
     ids = random_ids(model, 1, sum(cuts))
     whole, whole_state = model.step(ids, initial_state(model, 1))
     state, parts, at = initial_state(model, 1), [], 0
@@ -105,7 +116,8 @@ def test_a_prompt_longer_than_one_call_is_read_to_the_same_state(model: OnnxMode
 
 
 @pytest.mark.parametrize("batch", [1, 3, 8])
-def test_bound_steps_are_bit_for_bit_the_plain_ones(model: OnnxModel, batch: int) -> None:
+def test_bound_steps_are_bit_for_bit_the_plain_ones(any_model: OnnxModel, batch: int) -> None:
+    model = any_model
     ids = random_ids(model, batch, 12)
     stepper, state = model.stepper(initial_state(model, batch)), initial_state(model, batch)
     for step in range(12):
@@ -115,12 +127,31 @@ def test_bound_steps_are_bit_for_bit_the_plain_ones(model: OnnxModel, batch: int
 
 
 @pytest.mark.parametrize("case", range(len(SAMPLED)))
-def test_sample_three_of_eight_is_what_it_is_alone(model: OnnxModel, case: int) -> None:
+def test_sample_three_of_eight_is_what_it_is_alone(any_model: OnnxModel, case: int) -> None:
+    model = any_model
     params, seed, _ = SAMPLED[case]
     together = list(generate_samples(model, PROMPT, params, seed=seed, indices=tuple(range(8))))
     alone = list(generate_samples(model, PROMPT, params, seed=seed, indices=(3,)))
     assert [piece for piece in together if piece.index == 3] == alone
     assert len({tuple(p.token for p in together if p.index == i) for i in range(8)}) == 8
+
+
+def test_prompts_of_any_length_step_together_each_as_it_does_alone(any_model: OnnxModel) -> None:
+    params = SamplingParams(max_tokens=20)
+    requests = [Request(prompt, params, seed=3) for prompt in ("", "the", PROMPT, "the old keeper of the")]
+    together = [completion.text for completion in complete(any_model, requests)]
+    assert together == ["".join(lm_runtime.generate(any_model, r.prompt, params, seed=3)) for r in requests]
+
+
+def test_a_saved_session_goes_on_bit_for_bit(any_model: OnnxModel, tmp_path: Path) -> None:
+    params = SamplingParams(max_tokens=20)
+    session = Session.start(any_model, PROMPT, seed=1)
+    session.save(tmp_path / "session", any_model)
+    texts = [
+        "".join(lm_runtime.generate(any_model, start, params))
+        for start in (session, Session.load(tmp_path / "session", any_model))
+    ]
+    assert texts[0] == texts[1]
 
 
 def test_text_is_that_of_the_ids(model: OnnxModel, expected: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ import torch
 from conftest import FIXTURE, SMALL, TINY, Invoke, one_line, run_command, tree
 from lm_export.command import main as lm_export
 from lm_trainer.command import main as lm_train
+from lm_trainer.config import FAMILIES
 
 
 def write_corpus(folder: Path, train: bytes | None, valid: bytes | None = b"a b\n") -> Path:
@@ -93,6 +94,12 @@ def test_a_corpus_that_is_nowhere(invoke: Invoke, tmp_path: Path) -> None:
         (["--tied"], "tied weights need embedding_dim equal to hidden_size, got 24 and 32"),
         (["--device", "cuda"], "device cuda is not available"),
         (["--preset", "gigantic"], "Invalid value for '--preset'"),
+        (["--model", "transformer"], "Invalid value for '--model'"),
+        (["--window", 5], "window must be 0 with lstm (what it has read is in its state), got 5"),
+        (["--model", "gru", "--window", 5], "window must be 0 with gru"),
+        (["--model", "window"], "num_layers must be 1 with window (it has one hidden layer), got 2"),
+        (["--model", "window", "--layers", 1, "--tied"], "tied must be False with window (its embedding"),
+        (["--model", "window", "--layers", 1, "--window", 1], "window must be from 2 to 1024, got 1"),
         (["--seed", 1 << 80], "seed must be from 0 to"),
         (["--vocab-size", 10**16], "vocab_size must be from 3 to 16777216"),
         (["--hidden-size", 10**7], "hidden_size must be from 1 to 65536"),
@@ -211,10 +218,31 @@ def test_resume_refuses_other_settings(invoke: Invoke, tmp_path: Path, small_run
     refusal = "--resume goes on with the run's own settings"
     code, _, err = invoke(lm_train, "--out", "run", "--resume", "--lr", 0.5)
     assert (code, one_line(err)) == (2, f"lm-train: {refusal}: lr is 0.01, not 0.5")
-    for other in (["--preset", "tutorial"], ["pydocs"]):
+    for other in (["--preset", "tutorial"], ["pydocs"], ["--model", "gru"]):
         code, _, err = invoke(lm_train, *other, "--out", "run", "--resume")
         assert code == 2
         assert refusal in one_line(err)
+
+
+def test_presets_are_for_every_family(invoke: Invoke, tmp_path: Path) -> None:
+    """A preset's tied weights and layers are left out where a family has none; its window is five tokens."""
+    options = [*SMALL[:4], *SMALL[11:], "--epochs", 1]  # without a word about the network
+    code, _, err = invoke(lm_train, TINY, "--out", "run", "--model", "window", *options)
+    assert code == 0
+    assert "window 5 x 256 -> 1 x 256: 420,532 parameters" in err
+    assert invoke(lm_train, TINY, "--out", "run", "--model", "window", *options, "--resume")[0] == 0
+    code, _, err = invoke(lm_train, "--out", "run", "--resume", "--model", "window", "--window", 4)
+    assert (code, one_line(err)) == (
+        2,
+        "lm-train: --resume goes on with the run's own settings: window is 5, not 4",
+    )
+
+
+def test_help_names_every_family(invoke: Invoke) -> None:
+    code, out, _ = invoke(lm_train, "--help")
+    assert code == 0
+    for name, family in FAMILIES.items():
+        assert f"{name:<10}{family.description}" in out
 
 
 def test_damaged_files_of_a_run_are_named(invoke: Invoke, tmp_path: Path, small_run: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -19,19 +20,33 @@ import torch
 from torch import nn
 
 from conftest import SMALL, TINY, run_command
-from lm_trainer.checkpoint import load_checkpoint
-from lm_trainer.config import PRESETS, ModelConfig, TrainingConfig
+from lm_trainer.checkpoint import load_checkpoint, restore_model
+from lm_trainer.config import FAMILIES, PRESETS, ModelConfig, TrainingConfig
+from lm_trainer.families import make_model
 from lm_trainer.metrics import MetricsLog
-from lm_trainer.model import RecurrentLM, negative_log_likelihood
-from lm_trainer.training import Report, Trainer, TrainingError, learning_rate
+from lm_trainer.model import LanguageModel, negative_log_likelihood
+from lm_trainer.recurrent import CELLS, RecurrentLM
+from lm_trainer.training import Progress, Report, Trainer, TrainingError, learning_rate
 
 SILENT = Report(step=lambda progress: None, record=lambda progress, loss: None, epoch=lambda record: None)
 IDS = np.random.default_rng(0).integers(0, 50, 900).astype(np.uint16)
 
 
-def make_trainer(folder: Path, ids: Any = IDS, checkpoint_seconds: float = 1e9, **settings: Any) -> Trainer:
-    model_settings: dict[str, Any] = {"embedding_dim": 8, "hidden_size": 16, "num_layers": 1, "tied": False}
-    model = RecurrentLM(ModelConfig(50, **model_settings), torch.Generator().manual_seed(0))
+def small_model(family: str, layers: int = 1) -> LanguageModel:
+    """50 tokens, embedding 8, hidden 16, untied; the window model sees three tokens."""
+    layers, window = (1, 3) if family == "window" else (layers, 0)
+    return make_model(ModelConfig(50, 8, 16, layers, False, family, window), torch.Generator().manual_seed(0))
+
+
+def make_trainer(
+    folder: Path,
+    ids: Any = IDS,
+    checkpoint_seconds: float = 1e9,
+    family: str = "lstm",
+    layers: int = 1,
+    **settings: Any,
+) -> Trainer:
+    model = small_model(family, layers)
     config = TrainingConfig(**{"epochs": 1, "batch_size": 4, "seq_len": 7, **settings})
     return Trainer(
         folder,
@@ -40,7 +55,7 @@ def make_trainer(folder: Path, ids: Any = IDS, checkpoint_seconds: float = 1e9, 
         train=ids,
         valid=ids[:100],
         eos_id=0,
-        facts={},
+        facts={"device": "cpu"},
         metrics=MetricsLog(folder / "metrics.jsonl"),
         checkpoint_seconds=checkpoint_seconds,
     )
@@ -60,6 +75,7 @@ def test_the_loop_is_the_tutorial_s_loop(tmp_path: Path, clip: dict[str, float])
     """The tutorial's recipe written out with torch's parts ends with the same weights."""
     trainer = make_trainer(tmp_path, lr=0.002, **clip)
     embed, lstm, linear = nn.Embedding(50, 8), nn.LSTM(8, 16, 1, batch_first=True), nn.Linear(16, 50)
+    assert isinstance(trainer.model, RecurrentLM)
     parts = zip(
         (embed, lstm, linear),
         (trainer.model.embedding, trainer.model.layers[0], trainer.model.head),
@@ -90,8 +106,54 @@ def test_the_loop_is_the_tutorial_s_loop(tmp_path: Path, clip: dict[str, float])
         assert float((expected - found).detach().abs().max()) < 1e-5
 
 
-def test_dropout_masks_act_and_are_scaled() -> None:
-    model = RecurrentLM(ModelConfig(50, 8, 16, 1, False), torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("family", CELLS)
+def test_a_recurrent_model_is_torch_s_own_stack_of_layers(family: str) -> None:
+    model = small_model(family, layers=2)
+    assert isinstance(model, RecurrentLM)
+    stack = CELLS[family].module(8, 16, 2)
+    for number, layer in enumerate(model.layers):
+        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+            stack.get_parameter(f"{name}_l{number}").data = layer.get_parameter(f"{name}_l0").data
+    token = torch.randint(0, 50, (3, 9), generator=torch.Generator().manual_seed(1))
+    state = tuple(torch.randn(2, 3, 16) for _ in model.states)
+    logits, after = model(token, state)
+    y, expected = stack(model.embedding(token.t()), state if family == "lstm" else state[0])
+    assert torch.allclose(logits, model.head(y).transpose(0, 1), atol=1e-6)
+    for found, wanted in zip(after, expected if family == "lstm" else [expected], strict=True):
+        assert torch.allclose(found, wanted, atol=1e-6)
+
+
+def test_a_window_model_is_two_layers_over_the_last_tokens_side_by_side() -> None:
+    """Written out for each token; where nothing was read yet stands row 0 of the embedding."""
+    model = small_model("window")
+    table, hidden, head = (model.get_submodule(name) for name in ("embedding", "hidden", "head"))
+    ids = IDS[:20].astype(np.int64).tolist()
+    logits, (context,) = model(torch.tensor([ids]), model.zero_state(1))
+    read = [0, 0, *(id_ + 1 for id_ in ids)]
+    for position in range(20):
+        side_by_side = torch.cat([table(torch.tensor(row)) for row in read[position : position + 3]])
+        expected = head(torch.tanh(hidden(side_by_side)))
+        assert torch.allclose(logits[0, position], expected, atol=1e-6)
+    assert context.tolist() == [read[-2:]]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_reading_in_one_call_is_reading_step_by_step(family: str) -> None:
+    model = small_model(family, layers=2)
+    token = torch.from_numpy(IDS[:60].astype(np.int64)).view(2, 30)
+    whole, end = model(token, model.zero_state(2))
+    state = model.zero_state(2)
+    for step in range(30):
+        logits, state = model(token[:, step : step + 1], state)
+        assert torch.allclose(logits[:, 0], whole[:, step], atol=1e-5)
+    for found, expected in zip(state, end, strict=True):
+        assert found.dtype == expected.dtype
+        assert torch.allclose(found, expected, rtol=0, atol=1e-5 if found.is_floating_point() else 0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dropout_masks_act_and_are_scaled(family: str) -> None:
+    model = small_model(family)
     token, state = torch.zeros((1, 5), dtype=torch.int64), model.zero_state(1)
     plain = model(token, state)[0]
     dropped = [
@@ -102,8 +164,9 @@ def test_dropout_masks_act_and_are_scaled() -> None:
     assert not torch.equal(dropped[0], plain)
 
 
-def test_validation_carries_the_state_whatever_the_window() -> None:
-    model = RecurrentLM(ModelConfig(50, 8, 16, 2, False), torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_validation_carries_the_state_whatever_the_window(family: str) -> None:
+    model = small_model(family, layers=2)
     losses = [negative_log_likelihood(model, IDS, 0, window) for window in (900, 64, 1)]
     assert max(losses) / min(losses) - 1 < 1e-6  # of float32 losses, summed in double
     state, total, previous = model.zero_state(1), 0.0, 0
@@ -132,6 +195,55 @@ def test_every_optimizer_learns(tmp_path: Path, optimizer: str) -> None:
     trainer = make_trainer(tmp_path, ids, optimizer=optimizer, lr=lr, epochs=2, weight_decay=1e-5)
     trainer.train(SILENT)
     assert trainer.progress.best_valid_loss < 1.0 < np.log(10)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_learns(tmp_path: Path, family: str) -> None:
+    ids = np.tile(np.array([3, 1, 4, 1, 5, 9], dtype=np.uint16), 150)  # what comes after 1 needs a memory
+    trainer = make_trainer(tmp_path, ids, family=family, lr=0.02, epochs=3)
+    trainer.train(SILENT)
+    assert trainer.progress.best_valid_loss < 0.2 < np.log(2) / 3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_run_of_any_family_goes_on_from_its_checkpoint_to_the_same_bits(
+    tmp_path: Path, family: str
+) -> None:
+    """What was trained since the last checkpoint is lost, as when a process is killed."""
+
+    class KilledError(Exception):
+        pass
+
+    def kill(progress: Progress) -> None:
+        if progress.step == 40:
+            raise KilledError
+
+    settings: dict[str, Any] = {"family": family, "layers": 2, "epochs": 2, "dropout": 0.3}
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    whole = make_trainer(tmp_path / "whole", **settings)
+    whole.train(SILENT)
+    killed = make_trainer(tmp_path / "killed", **settings)
+    with pytest.raises(KilledError):
+        killed.train(dataclasses.replace(SILENT, step=kill))
+    content = torch.load(tmp_path / "killed/last.pt", weights_only=True)
+    assert 0 < content["progress"]["step"] < 40
+    resumed = make_trainer(tmp_path / "killed", **settings)
+    resumed.model.load_state_dict(content["model"])
+    resumed.resume(content)
+    resumed.train(SILENT)
+    ends = [torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "killed")]
+    assert same(*ends)
+    assert ends[0]["model_config"]["model_type"] == family
+
+
+def test_a_checkpoint_from_before_there_were_families_is_an_lstm(small_run: Path) -> None:
+    content = load_checkpoint(small_run)
+    for name in ("model_type", "window"):
+        del content["model_config"][name]
+    model, _ = restore_model(small_run, content)
+    assert isinstance(model, RecurrentLM)
+    assert model.config.model_type == "lstm"
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_good_state(tmp_path: Path) -> None:

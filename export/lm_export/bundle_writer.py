@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from lm_export import parity
 from lm_export.card import model_card
 from lm_export.graph import ExportError, check_size, make_step_graph
-from lm_export.quantize import quantize_int8
+from lm_export.quantize import layers_by_precision, quantize_int8
 from lm_runtime.bundle import (
     CONFIG,
     GENERATION_CONFIG,
@@ -29,13 +29,12 @@ from lm_runtime.bundle import (
     TOKENS,
     BundleConfig,
     Precision,
-    recurrent_states,
 )
 from lm_runtime.files import UnusableFileError, folder_beside, holds_something
 from lm_runtime.model import OnnxModel
 from lm_runtime.tokenizer import Tokenizer
 from lm_trainer.checkpoint import load_checkpoint, restore_model
-from lm_trainer.model import RecurrentLM, TorchStepModel, parameter_count
+from lm_trainer.model import LanguageModel, TorchStepModel, parameter_count
 from lm_trainer.token_file import split_figures
 
 LARGEST_INT8_COST = 0.01
@@ -86,13 +85,16 @@ def export_bundle(
         if quantize:
             onnx.save(quantize_int8(graph), folder / MODELS["int8"])
             _write_config(folder, config)
-            config = dataclasses.replace(config, quantization=_int8_cost(folder, held_out, tell))
+            layers = layers_by_precision(model.config)
+            tell(_in_words(layers))
+            cost = _int8_cost(folder, held_out, tell)
+            config = dataclasses.replace(config, quantization={**cost, "layers": layers})
         (folder / MODEL_CARD).write_text(model_card(config, folder, out.name), encoding="utf-8")
         return _write_config(folder, config)
 
 
 def _configuration(
-    model: RecurrentLM, tokenizer: Tokenizer, content: dict[str, Any], opset: int
+    model: LanguageModel, tokenizer: Tokenizer, content: dict[str, Any], opset: int
 ) -> BundleConfig:
     progress, splits = content["progress"], content["corpus"]["splits"]
     return BundleConfig(
@@ -106,9 +108,10 @@ def _configuration(
         eos_token_id=tokenizer.eos_id,
         bos_token_id=tokenizer.eos_id,
         unk_token_id=tokenizer.unk_id,
-        states=recurrent_states(("h", "c"), model.config.num_layers, model.config.hidden_size),
+        states=model.states,
         opset=opset,
         vocabulary_sha256=tokenizer.vocabulary_sha256,
+        window=model.config.window,
         training={
             "corpus": content["corpus"]["name"],
             "train_tokens": splits["train"]["tokens"],
@@ -161,6 +164,13 @@ def _write_config(folder: Path, config: BundleConfig) -> BundleConfig:
 def _open(folder: Path, precision: Precision) -> OnnxModel:
     """The model as a user will have it: every check of the runtime included."""
     return OnnxModel(folder, precision=precision, provider="cpu")
+
+
+def _in_words(layers: dict[str, list[str]]) -> str:
+    said = f"int8: {', '.join(layers['int8'])}"
+    if layers["fp32"]:
+        said += f"; {', '.join(layers['fp32'])} stay fp32: onnxruntime has no int8 form of them"
+    return said
 
 
 def _int8_cost(folder: Path, held_out: NDArray[np.int64], tell: Tell) -> dict[str, Any]:

@@ -7,17 +7,18 @@ from typing import Any
 
 from lm_runtime.bundle import MODELS, BundleConfig
 from lm_runtime.commands import file_size
+from lm_trainer.config import FAMILIES
 
 
 def model_card(config: BundleConfig, folder: Path, name: str) -> str:
     """The text of the card for the bundle ``name``, whose graphs are in ``folder`` already."""
     training, parity = config.training, config.parity
-    return f"""# A recurrent language model for `{training["corpus"]}`
+    states = ", ".join(state.name for state in config.states)
+    return f"""# A language model for `{training["corpus"]}`
 
-{config.model_type.upper()}: embedding {config.embedding_dim}, {config.num_hidden_layers} x \
-{config.hidden_size}, {config.vocab_size:,} tokens ({config.tokenizer}), {training["parameters"]:,} \
-parameters. One step is `(token, h, c) -> (logits, h, c)`; the state has a fixed size, so the cost per \
-token never grows.
+A {FAMILIES[config.model_type].description}: {_measures(config)}, {config.vocab_size:,} tokens \
+({config.tokenizer}), {training["parameters"]:,} parameters. One step is `(token, {states}) -> (logits, \
+{states})`; the state has a fixed size, so the cost per token never grows.
 
 ## Training
 Corpus `{training["corpus"]}`: {training["train_tokens"]:,} tokens; {training["epoch"]} epochs, \
@@ -53,6 +54,14 @@ The model imitates its training text, errors and prejudices included, and states
 """
 
 
+def _measures(config: BundleConfig) -> str:
+    if config.window:
+        return (
+            f"{config.window} tokens, embedding {config.embedding_dim}, hidden layer of {config.hidden_size}"
+        )
+    return f"embedding {config.embedding_dim}, {config.num_hidden_layers} x {config.hidden_size}"
+
+
 def _valid(figures: dict[str, Any] | None) -> str:
     if figures is None:
         return "It was exported between two validations."
@@ -76,5 +85,8 @@ def _quantization(figures: dict[str, Any]) -> str:
         return ""
     return (
         f"\nOn {figures['tokens']:,} held-out tokens int8 has perplexity {figures['int8']:.2f}, fp32 "
-        f"{figures['fp32']:.2f} ({figures['cost_percent']:+.2f} %).\n"
+        f"{figures['fp32']:.2f} ({figures['cost_percent']:+.2f} %). In int8: "
+        f"{', '.join(figures['layers']['int8'])}"
+        + (f"; in fp32: {', '.join(figures['layers']['fp32'])}" if figures["layers"]["fp32"] else "")
+        + ".\n"
     )

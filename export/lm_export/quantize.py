@@ -11,15 +11,35 @@ import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from lm_export.graph import ExportError
+from lm_trainer.config import ModelConfig
+from lm_trainer.recurrent import CELLS
+
+_INT8 = {"LSTM": "DynamicQuantizeLSTM", "MatMul": "MatMulInteger"}
+"""The operators that onnxruntime has in int8, and those that they become; Gather reads int8 as it is."""
+_FP32_ONLY = {"GRU", "RNN"}
+"""Those that it has in fp32 alone."""
+
+
+def layers_by_precision(model: ModelConfig) -> dict[str, list[str]]:
+    """The layers of a quantized graph that are in ``int8`` and those that stay in ``fp32``, in words."""
+    layers: dict[str, list[str]] = {"int8": ["embedding", "output layer"], "fp32": []}
+    cell = CELLS.get(model.model_type)
+    if cell is None:
+        layers["int8"].insert(1, "hidden layer")
+    elif cell.name in _INT8:
+        layers["int8"].insert(1, f"{cell.name} layers")
+    else:
+        layers["fp32"].append(f"{cell.name} layers")
+    return layers
 
 
 def quantize_int8(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph with the embedding, the recurrent layers and the output layer in int8.
+    """The graph with every layer in int8 that onnxruntime has in int8: all but those of GRU and RNN.
 
     Activations are quantized at run time, with one scale a call.
 
     Raises:
-        ExportError: a layer stayed in fp32.
+        ExportError: another layer stayed in fp32.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "quantized.onnx"
@@ -29,7 +49,7 @@ def quantize_int8(graph: onnx.ModelProto) -> onnx.ModelProto:
             quantize_dynamic(
                 _with_folded_transposes(graph),
                 path,
-                op_types_to_quantize=["LSTM", "MatMul", "Gather"],
+                op_types_to_quantize=[*_INT8, "Gather"],
                 weight_type=QuantType.QInt8,
             )
         finally:
@@ -106,14 +126,20 @@ def _check(graph: onnx.ModelProto, quantized: onnx.ModelProto) -> None:
     """onnxruntime's quantizer passes over what it cannot quantize, without a word."""
     before = [node.op_type for node in graph.graph.node]
     after = [node.op_type for node in quantized.graph.node]
-    for old, new in (("LSTM", "DynamicQuantizeLSTM"), ("MatMul", "MatMulInteger")):
-        if after.count(new) != before.count(old) or not before.count(old) or old in after:
+    for old, new in _INT8.items():
+        if after.count(new) != before.count(old) or old in after:
             raise ExportError(f"{after.count(new)} of {before.count(old)} {old} operators were quantized")
-    # Biases stay: a vector, or (1, gates) with an LSTM.
+    # Biases stay: a vector, or (1, gates) with a recurrent layer.
+    allowed: set[str] = set()
+    for node in quantized.graph.node:
+        if node.op_type in _FP32_ONLY:
+            allowed.update(node.input[1:4])
+        elif node.op_type == _INT8["LSTM"]:
+            allowed.add(node.input[3])
     matrices = [
         tensor.name
         for tensor in quantized.graph.initializer
-        if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) > 1 and tensor.dims[0] > 1
+        if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) > 1 and tensor.name not in allowed
     ]
     if matrices:
         raise ExportError(f"stayed in fp32: {', '.join(matrices)}")

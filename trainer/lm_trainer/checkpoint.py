@@ -16,7 +16,8 @@ import torch
 from lm_runtime.files import UnusableFileError, write_whole
 from lm_runtime.tokenizer import Tokenizer
 from lm_trainer.config import ModelConfig
-from lm_trainer.model import RecurrentLM
+from lm_trainer.families import make_model
+from lm_trainer.model import LanguageModel
 
 FORMAT = "steplm checkpoint"
 FORMAT_VERSION = 1
@@ -130,7 +131,7 @@ def _check_content(path: Path, content: dict[str, Any]) -> None:
         raise UnusableFileError(path, "damaged: the held-out text has tokens that are not in the vocabulary")
 
 
-def restore_model(path: Path, content: dict[str, Any]) -> tuple[RecurrentLM, Tokenizer]:
+def restore_model(path: Path, content: dict[str, Any]) -> tuple[LanguageModel, Tokenizer]:
     """The model and the tokenizer of a checkpoint.
 
     Raises:
@@ -138,7 +139,7 @@ def restore_model(path: Path, content: dict[str, Any]) -> tuple[RecurrentLM, Tok
     """
     try:
         config = ModelConfig(**content["model_config"])
-        model = RecurrentLM(config, torch.Generator())
+        model = make_model(config, torch.Generator())
         model.load_state_dict(content["model"])
         tokenizer = Tokenizer(content["tokenizer"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:

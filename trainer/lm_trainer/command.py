@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 
 from lm_runtime.commands import Command, file_size, imports, note
-from lm_trainer.config import PRESETS
+from lm_trainer.config import FAMILIES, PRESETS
 
 if TYPE_CHECKING:
     from lm_trainer.training import Progress, Report, Trainer
@@ -23,11 +23,20 @@ Examples:
   lm-train my-text.txt --out my-run
   lm-train my-folder --tokenizer word --hidden-size 512 --epochs 10 --out my-run
   lm-train ptb --preset tutorial --out ptb-run
+  lm-train ptb --preset tutorial --model gru --out ptb-gru
   lm-train --out my-run --resume            go on where the run stopped
 
 \b
+Models:
+{models}
+
+\b
 Presets:
-""" + "\n".join(f"  {name:<10}{preset.description}" for name, preset in PRESETS.items())
+{presets}
+""".format(
+    models="\n".join(f"  {name:<10}{family.description}" for name, family in FAMILIES.items()),
+    presets="\n".join(f"  {name:<10}{preset.description}" for name, preset in PRESETS.items()),
+)
 
 
 @click.command(cls=Command, name="lm-train", epilog=_EXAMPLES)
@@ -60,9 +69,11 @@ Presets:
 @click.option("--tokenizer", type=str, help="word, char, bpe, or a tokenizer.json.")
 @click.option("--vocab-size", type=int, help="Most tokens in the vocabulary.")
 @click.option("--min-frequency", type=int, help="Leave out what comes less often.")
+@click.option("--model", type=click.Choice(list(FAMILIES)), help="The kind of model; lstm if none is named.")
 @click.option("--embedding-dim", type=int, help="Width of the embedding.")
-@click.option("--hidden-size", type=int, help="Width of each layer.")
-@click.option("--layers", type=int, help="Number of layers.")
+@click.option("--hidden-size", type=int, help="Width of each hidden layer.")
+@click.option("--layers", type=int, help="Number of recurrent layers.")
+@click.option("--window", type=int, help="Tokens that --model window predicts from; 5 if not given.")
 @click.option(
     "--tied/--no-tied", type=bool, default=None, help="Share the embedding's weights with the output layer."
 )
@@ -116,8 +127,9 @@ def main(
     if resume and force:
         raise click.UsageError("give --resume or --force, not both")
     given = {name: value for name, value in settings.items() if value is not None}
-    if "layers" in given:
-        given["num_layers"] = given.pop("layers")
+    for option, name in (("layers", "num_layers"), ("model", "model_type")):
+        if option in given:
+            given[name] = given.pop(option)
     recipe = PRESETS[preset].with_options(given)
     if str(recipe.tokenizer.tokenizer).endswith(".json") and {"vocab_size", "min_frequency"} & given.keys():
         raise click.UsageError(

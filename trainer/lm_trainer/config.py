@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -24,35 +24,78 @@ class TokenizerConfig:
 
 
 @dataclass(frozen=True)
+class Family:
+    """A kind of model, as ``lm-train --model`` names it."""
+
+    description: str
+    """What it is, in a few words."""
+    fixed: dict[str, tuple[Any, str]]
+    """Values of :class:`ModelConfig` that its form leaves no choice about, each with the reason."""
+    defaults: dict[str, Any] = field(default_factory=dict)
+    """Values that presets, which are made for all families, do not name."""
+
+
+_RECURRENT = {"window": (0, "what it has read is in its state")}
+FAMILIES = {
+    "lstm": Family("long short-term memory network, LSTM (Hochreiter and Schmidhuber 1997)", _RECURRENT),
+    "gru": Family("network of gated recurrent units, GRU (Cho et al. 2014)", _RECURRENT),
+    "rnn": Family("simple recurrent network with tanh, RNN (Elman 1990)", _RECURRENT),
+    "window": Family(
+        "feed-forward network that sees the last few tokens (Bengio et al. 2003)",
+        {
+            "num_layers": (1, "it has one hidden layer"),
+            "tied": (False, "its embedding has a row that its output layer has not"),
+        },
+        {"window": 5},
+    ),
+}
+
+
+@dataclass(frozen=True)
 class ModelConfig:
-    """The network: embedding, recurrent layers, output layer."""
+    """The network: embedding, hidden layers, output layer."""
 
     vocab_size: int
     """The number of tokens."""
     embedding_dim: int = 256
     """The width of the embedding."""
     hidden_size: int = 256
-    """The width of each layer's state."""
+    """The width of each hidden layer."""
     num_layers: int = 1
-    """How many recurrent layers are stacked."""
+    """How many hidden layers are stacked."""
     tied: bool = True
     """Whether the output layer shares the embedding's weights (Press and Wolf 2017)."""
     model_type: str = "lstm"
-    """The family."""
+    """The family, one of :data:`FAMILIES`."""
+    window: int = 0
+    """How many tokens a ``window`` model predicts the next one from; 0 in the other families."""
 
     def __post_init__(self) -> None:
         if self.vocab_size < 3:
             raise ValueError(
                 f"the vocabulary has {self.vocab_size} tokens; a language model needs at least 3"
             )
+        if self.model_type not in FAMILIES:
+            raise ValueError(f"model_type must be one of {', '.join(FAMILIES)}, got {self.model_type}")
+        for name, (value, reason) in FAMILIES[self.model_type].fixed.items():
+            if getattr(self, name) != value:
+                raise ValueError(
+                    f"{name} must be {value} with {self.model_type} ({reason}), got {getattr(self, name)}"
+                )
         _within("embedding_dim", self.embedding_dim, 1, 1 << 16)
         _within("hidden_size", self.hidden_size, 1, 1 << 16)
         _within("num_layers", self.num_layers, 1, 64)
+        if "window" not in FAMILIES[self.model_type].fixed:
+            _within("window", self.window, 2, 1 << 10)
         if self.tied and self.embedding_dim != self.hidden_size:
             raise ValueError(
                 f"tied weights need embedding_dim equal to hidden_size, got {self.embedding_dim} and "
                 f"{self.hidden_size}; make them equal or give --no-tied"
             )
+
+    def __str__(self) -> str:
+        read = f"{self.window} x {self.embedding_dim}" if self.window else f"{self.embedding_dim}"
+        return f"{self.model_type} {read} -> {self.num_layers} x {self.hidden_size}"
 
 
 @dataclass(frozen=True)
@@ -127,11 +170,20 @@ class Preset:
         """
 
         def part(record: type) -> dict[str, Any]:
-            names = {field.name for field in dataclasses.fields(record)}
+            names = {entry.name for entry in dataclasses.fields(record)}
             return {name: value for name, value in given.items() if name in names}
 
         tokenizer = dataclasses.replace(self.tokenizer, **part(TokenizerConfig))
-        model = {**self.model, **part(ModelConfig), "vocab_size": tokenizer.vocab_size}
+        model_type = given.get("model_type", ModelConfig.model_type)
+        family = FAMILIES[model_type]
+        own = {**family.defaults, **{name: value for name, (value, _) in family.fixed.items()}}
+        model = {
+            **self.model,
+            **own,
+            "model_type": model_type,
+            **part(ModelConfig),
+            "vocab_size": tokenizer.vocab_size,
+        }
         ModelConfig(**model)  # says now what would be wrong after the tokenizer's training
         return dataclasses.replace(
             self,

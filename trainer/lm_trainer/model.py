@@ -1,9 +1,9 @@
-"""The recurrent language model in torch. Knows nothing about corpora, optimizers or files."""
+"""What the networks of all families share. Knows nothing about corpora, optimizers or files."""
 
 from __future__ import annotations
 
 import hashlib
-import math
+from abc import ABC, abstractmethod
 
 import numpy as np
 import torch
@@ -11,52 +11,45 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lm_runtime.bundle import recurrent_states
+from lm_runtime.bundle import StateTensor
 from lm_runtime.stepper import PlainStepper, State, Stepper
 from lm_runtime.tokenizer import Tokenizer
 from lm_trainer.config import ModelConfig
 
 TorchState = tuple[Tensor, ...]
-"""``h`` and ``c``, each ``(layers, batch, hidden)``."""
+"""One tensor for each of the model's :attr:`LanguageModel.states`."""
 
 
-class RecurrentLM(nn.Module):
-    """Embedding, LSTM layers, output layer: ``logits, state = model(token, state)``.
+class LanguageModel(nn.Module, ABC):
+    """What every family is: ``logits, state = model(token, state)``.
 
     Args:
         config: the network's measures.
-        generator: draws the initial weights (on the CPU).
+        states: its state's tensors.
     """
 
-    def __init__(self, config: ModelConfig, generator: torch.Generator) -> None:
+    def __init__(self, config: ModelConfig, states: tuple[StateTensor, ...]) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.embedding_dim)
-        sizes = [config.embedding_dim] + [config.hidden_size] * config.num_layers
-        # One module a layer: dropout between them is ours, and repeats with its generator.
-        self.layers = nn.ModuleList(
-            nn.LSTM(sizes[layer], sizes[layer + 1]) for layer in range(config.num_layers)
-        )
-        self.head = nn.Linear(config.hidden_size, config.vocab_size)
-        if config.tied:
-            self.head.weight = self.embedding.weight
-        self._draw_weights(generator)
+        self.states = states
 
-    @torch.no_grad()
-    def _draw_weights(self, generator: torch.Generator) -> None:
-        """torch's own initial distributions; a tied embedding has the output layer's."""
-        bound = 1 / math.sqrt(self.config.hidden_size)
-        for parameter in self.parameters():
-            parameter.uniform_(-bound, bound, generator=generator)
-        if not self.config.tied:
-            self.embedding.weight.normal_(generator=generator)
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
 
     def zero_state(self, batch: int) -> TorchState:
         """The state of sequences that have read nothing yet."""
-        shape = (self.config.num_layers, batch, self.config.hidden_size)
-        device = self.embedding.weight.device
-        return torch.zeros(shape, device=device), torch.zeros(shape, device=device)
+        return tuple(
+            torch.zeros(
+                [batch if size is None else size for size in tensor.shape],
+                dtype={"float32": torch.float32, "int64": torch.int64}[tensor.dtype],
+                device=self.device,
+            )
+            for tensor in self.states
+        )
 
+    @abstractmethod
     def forward(
         self,
         token: Tensor,
@@ -69,24 +62,17 @@ class RecurrentLM(nn.Module):
 
         Args:
             token: ids, int64, ``(batch, time)``.
-            state: ``h`` and ``c``, ``(layers, batch, hidden)``.
+            state: the state behind what was read before.
             dropout: probability of dropping an activation, for training.
             generator: draws the dropout masks, on the model's device.
 
         Returns:
             logits ``(batch, time, vocab)`` and the state behind the last token.
         """
-        x = _drop(self.embedding(token.t()), dropout, generator)  # (time, batch, embedding)
-        hidden, cell = [], []
-        for number, layer in enumerate(self.layers):
-            x, (h, c) = layer(x, (state[0][number : number + 1], state[1][number : number + 1]))
-            x = _drop(x, dropout, generator)  # (time, batch, hidden)
-            hidden.append(h)
-            cell.append(c)
-        return self.head(x).transpose(0, 1), (torch.cat(hidden), torch.cat(cell))
 
 
-def _drop(x: Tensor, probability: float, generator: torch.Generator | None) -> Tensor:
+def drop(x: Tensor, probability: float, generator: torch.Generator | None) -> Tensor:
+    """Set activations to zero with ``probability``, and scale the others so that the mean stays."""
     if probability == 0:
         return x
     keep = torch.empty_like(x).bernoulli_(1 - probability, generator=generator)
@@ -101,15 +87,15 @@ def parameter_count(model: nn.Module) -> int:
 class TorchStepModel:
     """The torch model in the form that :mod:`lm_runtime` generates and scores with."""
 
-    def __init__(self, model: RecurrentLM, tokenizer: Tokenizer) -> None:
+    def __init__(self, model: LanguageModel, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        self.states = recurrent_states(("h", "c"), model.config.num_layers, model.config.hidden_size)
+        self.states = model.states
         self._model = model
 
     @torch.no_grad()
     def step(self, token: NDArray[np.int64], state: State) -> tuple[NDArray[np.float32], State]:
         """As :meth:`lm_runtime.model.OnnxModel.step`."""
-        device = self._model.embedding.weight.device
+        device = self._model.device
         logits, after = self._model(
             torch.from_numpy(token).to(device),
             tuple(torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in state),
@@ -131,7 +117,7 @@ class TorchStepModel:
 
 @torch.no_grad()
 def negative_log_likelihood(
-    model: RecurrentLM, ids: NDArray[np.unsignedinteger], first: int, window: int = 512
+    model: LanguageModel, ids: NDArray[np.unsignedinteger], first: int, window: int = 512
 ) -> float:
     """The loss of a text in nats, summed over its tokens; the state is carried from zero.
 
@@ -141,7 +127,7 @@ def negative_log_likelihood(
         first: the id read before the first token.
         window: tokens in one call.
     """
-    device = model.embedding.weight.device
+    device = model.device
     state = model.zero_state(1)
     total = 0.0
     previous = first

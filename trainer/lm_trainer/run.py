@@ -20,14 +20,15 @@ import torch
 from lm_runtime.bundle import TOKENIZER
 from lm_runtime.files import UnusableFileError, folder_beside, holds_something, write_text
 from lm_runtime.generation import generate
-from lm_runtime.sampling import SamplingParams
+from lm_runtime.params import SamplingParams
 from lm_runtime.tokenizer import Tokenizer
 from lm_trainer.baselines import unigram_perplexity
 from lm_trainer.checkpoint import BEST, LAST, load_checkpoint, restore_model
 from lm_trainer.config import ModelConfig, Preset, TrainingConfig
 from lm_trainer.corpus import encode_corpus, find_corpus, texts, token_path
+from lm_trainer.families import make_model
 from lm_trainer.metrics import CURVE, METRICS, MetricsLog, draw_curve
-from lm_trainer.model import RecurrentLM, TorchStepModel, negative_log_likelihood, parameter_count
+from lm_trainer.model import LanguageModel, TorchStepModel, negative_log_likelihood, parameter_count
 from lm_trainer.token_file import Ids, TokenFile, split_figures
 from lm_trainer.training import Trainer
 from lm_trainer.vocabulary import make_tokenizer
@@ -148,7 +149,7 @@ def _prepare(run: Path, corpus_argument: str, preset: Preset, device: torch.devi
         "threads": torch.get_num_threads(),
         "device": device.type,
     }
-    model = RecurrentLM(model_config, torch.Generator().manual_seed(preset.training.seed)).to(device)
+    model = make_model(model_config, torch.Generator().manual_seed(preset.training.seed)).to(device)
     _trainer(run, model, preset.training, tokenizer, facts, math.inf).save()
 
 
@@ -183,7 +184,11 @@ def resume(
     path = run / LAST
     content = load_checkpoint(path)
     model, tokenizer = restore_model(path, content)
-    own = {**content["tokenizer_config"], **content["training_config"], **content["model_config"]}
+    own = {
+        **content["tokenizer_config"],
+        **content["training_config"],
+        **dataclasses.asdict(model.config),
+    }
     own["vocab_size"] = content["tokenizer_config"]["vocab_size"]  # what was asked for
     own["corpus"] = content["corpus"]["argument"]
     wanted = given if corpus_argument is None else {**given, "corpus": _resolved(corpus_argument)}
@@ -206,10 +211,7 @@ def resume(
         trainer.resume(content)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UnusableFileError(path, f"damaged: {str(error).splitlines()[0]}") from None
-    tell(
-        f"{model.config.model_type} {model.config.embedding_dim} -> {model.config.num_layers} x "
-        f"{model.config.hidden_size}: {parameter_count(model):,} parameters, on {device}"
-    )
+    tell(f"{model.config}: {parameter_count(model):,} parameters, on {device}")
     if trainer.progress.step:
         tell(f"resumed from {path}: step {trainer.progress.step:,} of {trainer.total_steps:,}")
     return trainer
@@ -217,7 +219,7 @@ def resume(
 
 def _trainer(
     run: Path,
-    model: RecurrentLM,
+    model: LanguageModel,
     config: TrainingConfig,
     tokenizer: Tokenizer,
     facts: dict[str, Any],

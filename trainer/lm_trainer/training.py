@@ -26,7 +26,7 @@ from lm_runtime.scoring import perplexity
 from lm_trainer.checkpoint import BEST, LAST, save_checkpoint
 from lm_trainer.config import TrainingConfig
 from lm_trainer.metrics import MetricsLog
-from lm_trainer.model import RecurrentLM, TorchState, negative_log_likelihood
+from lm_trainer.model import LanguageModel, TorchState, negative_log_likelihood
 from lm_trainer.token_file import Ids
 
 LOG_STEPS = 50
@@ -77,7 +77,7 @@ class Report:
     """Called at the end of an epoch with its metrics."""
 
 
-def make_optimizer(model: RecurrentLM, config: TrainingConfig) -> torch.optim.Optimizer:
+def make_optimizer(model: LanguageModel, config: TrainingConfig) -> torch.optim.Optimizer:
     """The optimizer that ``config`` names."""
     parameters = list(model.parameters())
     match config.optimizer:
@@ -126,7 +126,7 @@ class Trainer:
     def __init__(
         self,
         run: Path,
-        model: RecurrentLM,
+        model: LanguageModel,
         config: TrainingConfig,
         *,
         train: Ids,
@@ -146,7 +146,7 @@ class Trainer:
         self._facts = facts
         self._metrics = metrics
         self._checkpoint_seconds = checkpoint_seconds
-        self._device = model.embedding.weight.device
+        self._device = model.device
         self._column = train.size // config.batch_size
         if self._column <= config.seq_len:
             raise ValueError(
