@@ -114,7 +114,7 @@ for _precision, _long in (("fp32", 200), ("int8", 1000)):
             bundle, p, 1, n
         )
         _SIDES[f"{_precision}_{_kind}_{_BATCH}"] = lambda run, bundle, p=_precision, make=_make: make(
-            bundle, p, _BATCH, 25
+            bundle, p, _BATCH, 50
         )
 
 
