@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from lm_export.command import main
 from lm_export.graph import NEWEST_OPSET, OLDEST_OPSET, ExportError, make_step_graph
 from lm_export.quantize import quantize_int8
 from lm_export.recurrent import RecurrentStep
-from lm_runtime.bundle import BundleConfig
+from lm_runtime.bundle import LOGITS_FROM, BundleConfig
 from lm_runtime.generation import generate_samples
 from lm_runtime.params import SamplingParams
 from lm_trainer.checkpoint import load_checkpoint, restore_model
@@ -90,8 +91,9 @@ def largest_difference(model: LanguageModel, graph: onnx.ModelProto) -> float:
     # The others only where the conversion changes: below 18, at 18, and at the newest.
     + [(family, opset) for family in ("gru", "rnn", "window") for opset in (OLDEST_OPSET, 18, NEWEST_OPSET)],
 )
-def test_every_opset_gives_that_opset_and_the_same_numbers(family: str, opset: int) -> None:
-    model, config = make(opset=opset, family=family)
+@pytest.mark.parametrize("layers", [1, 2])
+def test_every_opset_gives_that_opset_and_the_same_numbers(family: str, opset: int, layers: int) -> None:
+    model, config = make(layers, opset=opset, family=family)
     graph = make_step_graph(model, config)
     assert [(entry.domain, entry.version) for entry in graph.opset_import] == [("", opset)]
     assert largest_difference(model, graph) < 1e-5
@@ -401,3 +403,35 @@ def test_config_metadata_names_what_other_runtimes_ask_for() -> None:
     _, config = make()
     names = {"num_layers", "hidden_size", "sos_id", "eos_id", "vocab_size", "embedding_dim", "model_type"}
     assert names <= config.metadata("fp32").keys()
+
+
+@pytest.mark.parametrize("int8", [False, True], ids=["fp32", "int8"])
+@pytest.mark.parametrize("opset", [OLDEST_OPSET, 17, 23])
+def test_a_large_output_layer_can_be_skipped_and_the_state_is_the_same(opset: int, int8: bool) -> None:
+    """A prompt's reader wants no logits; who does not know of that sees the graph of every model."""
+    sizes = {"vocab_size": 16_500, "embedding_dim": 16, "hidden_size": 64}
+    model, config = make(opset=opset)
+    model = make_model(ModelConfig(**sizes, tied=False), torch.Generator().manual_seed(1))
+    graph = make_step_graph(model, dataclasses.replace(config, **sizes, num_hidden_layers=1))
+    graph = quantize_int8(graph) if int8 else graph
+    onnx.checker.check_model(graph, full_check=True)
+    session = ort.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    assert [tensor.name for tensor in session.get_inputs()] == ["token", "h", "c"]
+    assert [tensor.name for tensor in session.get_overridable_initializers()] == [LOGITS_FROM]
+    token = np.random.default_rng(0).integers(0, 16_500, (2, 7))
+    feeds = {"token": token, **{name: np.zeros((1, 2, 64), np.float32) for name in ("h", "c")}}
+    logits, *states = session.run(None, feeds)
+    if not int8:
+        expected, _ = model(torch.from_numpy(token), model.zero_state(2))
+        assert np.abs(logits - expected.detach().numpy()).max() < 1e-5
+    for start in (0, 6, 7):
+        some, *also = session.run(None, {**feeds, LOGITS_FROM: np.array([start])})
+        assert some.shape == (2, 7 - start, 16_500)
+        if not int8:  # there one scale of the activations spans the call
+            assert np.abs(some - logits[:, start:]).max(initial=0) < 1e-5
+        assert all(map(np.array_equal, also, states))
+
+
+def test_a_small_output_layer_is_not_worth_it() -> None:
+    graph = make_step_graph(*make())
+    assert LOGITS_FROM not in [value.name for value in graph.graph.input]

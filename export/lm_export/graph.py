@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import onnx
 import torch
 from torch import nn
 
 from lm_export.recurrent import TRANSLATIONS, RecurrentStep
-from lm_runtime.bundle import LOGITS, TOKEN, BundleConfig
+from lm_runtime.bundle import LOGITS, LOGITS_FROM, TOKEN, BundleConfig
 from lm_trainer.model import LanguageModel
 from lm_trainer.recurrent import CELLS, RecurrentLM
 
@@ -26,6 +27,7 @@ NEWEST_OPSET = onnx.defs.onnx_opset_version()
 _LARGEST_FILE = 2**31
 # Below, torch's version converter hands over to onnx's; both were tested.
 _TRACED_OPSET = 18
+_LARGE_HEAD = 1 << 20
 # Tracing at 1 would freeze an axis.
 _TRACED_BATCH, _TRACED_TIME = 2, 3
 
@@ -78,10 +80,41 @@ def make_step_graph(model: LanguageModel, config: BundleConfig) -> onnx.ModelPro
         graph = onnx.load(path)
     onnx.helper.set_model_props(graph, config.metadata("fp32"))
     graph.producer_name = "steplm"
+    if isinstance(model, RecurrentLM) and config.vocab_size * config.hidden_size >= _LARGE_HEAD:
+        _let_skip_logits(graph.graph)
     for node in graph.graph.node:  # where in the program each node came from is of no use to a reader
         del node.metadata_props[:]
     _check(graph, config)
     return graph
+
+
+def _let_skip_logits(graph: onnx.GraphProto) -> None:
+    """Let the output layer leave out what comes before :data:`LOGITS_FROM`, as a prompt's reader wants it.
+
+    The input has a default value, so that whoever knows only token and state never sees it. On the
+    tutorial's model a prompt is read in two thirds of the time; the step takes 1 us more, which a small
+    output layer would not pay back.
+    """
+    made_by = {name: node for node in graph.node for name in node.output}
+    add = made_by[LOGITS]
+    product = next(made_by[name] for name in add.input if name in made_by)
+    transpose = made_by[product.input[0]]
+    if (add.op_type, product.op_type, transpose.op_type) != ("Add", "MatMul", "Transpose"):
+        raise ExportError("the output layer is not where it was looked for")
+    hidden = transpose.input[0]  # (time, batch, hidden)
+    last = onnx.numpy_helper.from_array(np.array([np.iinfo(np.int64).max]), "to_the_end")
+    default = onnx.numpy_helper.from_array(np.zeros(1, dtype=np.int64), LOGITS_FROM)
+    graph.initializer.extend([last, default])
+    graph.input.append(onnx.helper.make_tensor_value_info(LOGITS_FROM, onnx.TensorProto.INT64, [1]))
+    wanted = f"{hidden}_wanted"
+    transpose.input[0] = wanted
+    place = list(graph.node).index(transpose)
+    graph.node.insert(place, onnx.helper.make_node("Slice", [hidden, LOGITS_FROM, "to_the_end"], [wanted]))
+    # How many logits there are is no longer the number of tokens.
+    stale = {*transpose.output, *product.output}
+    kept = [value for value in graph.value_info if value.name not in stale]
+    del graph.value_info[:]
+    graph.value_info.extend(kept)
 
 
 def _check(graph: onnx.ModelProto, config: BundleConfig) -> None:

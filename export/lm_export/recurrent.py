@@ -52,9 +52,12 @@ class RecurrentStep(nn.Module):
         after = []
         for n in range(self.num_layers):
             weights = (self.get_buffer(f"{name}{n}") for name in "WRB")
-            x, *layer_state = operator(x, *weights, *(tensor[n : n + 1] for tensor in state))
+            # A single layer's state as it is: opset 15 cannot have the Identity that would be left of cat.
+            single = self.num_layers == 1
+            own = state if single else (tensor[n : n + 1] for tensor in state)
+            x, *layer_state = operator(x, *weights, *own)
             after.append(layer_state)
-        state = tuple(map(torch.cat, zip(*after, strict=True)))
+        state = tuple(after[0]) if single else tuple(map(torch.cat, zip(*after, strict=True)))
         if self.spare_row:
             x, state = x[:, :batch], tuple(tensor[:, :batch] for tensor in state)
         return self.head(x.transpose(0, 1)), state

@@ -31,6 +31,8 @@ TABLES = "ngram/model.ngram"
 
 TOKEN = "token"
 LOGITS = "logits"
+LOGITS_FROM = "logits_from"
+"""An optional input of some graphs, int64 ``[1]``, by default 0: the place from which logits are wanted."""
 
 Precision = Literal["fp32", "int8"]
 

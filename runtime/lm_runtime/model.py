@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from lm_runtime.bundle import (
     GENERATION_CONFIG,
     LOGITS,
+    LOGITS_FROM,
     MODELS,
     NGRAM_TYPE,
     TOKEN,
@@ -140,6 +141,8 @@ class OnnxModel:
         """Where the graph runs: ``cpu`` or ``cuda``."""
         _check_graph(self.folder / graph, self._session, self.config, precision)
         self._input_names = [TOKEN, *(state.name for state in self.states)]
+        optional = [tensor.name for tensor in self._session.get_overridable_initializers()]
+        self._skips_logits = LOGITS_FROM in optional
         self._output_names = [LOGITS, *(state.output for state in self.states)]
 
     def step(self, token: NDArray[np.int64], state: State) -> tuple[NDArray[np.float32], State]:
@@ -151,6 +154,13 @@ class OnnxModel:
         feeds = dict(zip(self._input_names, (token, *state), strict=True))
         logits, *after = self._session.run(self._output_names, feeds)
         return logits, tuple(after)
+
+    def advance(self, token: NDArray[np.int64], state: State) -> State:
+        """Read ``token`` as :meth:`step` does, for the state alone; what can be left out is."""
+        feeds = dict(zip(self._input_names, (token, *state), strict=True))
+        if self._skips_logits:
+            feeds[LOGITS_FROM] = np.array([token.shape[1]])
+        return tuple(self._session.run(self._output_names[1:], feeds))
 
     def stepper(self, state: State) -> Stepper:
         """Take many single steps from ``state``, faster than by :meth:`step`."""
@@ -234,7 +244,8 @@ def read(model: StepModel, ids: Sequence[int], state: State) -> State:
     """Read ``ids`` into a state of batch 1, up to :data:`READ_TOKENS` in one call."""
     token = np.array(ids, dtype=np.int64)[None]
     for start in range(0, token.shape[1], READ_TOKENS):
-        _, state = model.step(token[:, start : start + READ_TOKENS], state)
+        part = token[:, start : start + READ_TOKENS]
+        state = model.advance(part, state) if isinstance(model, OnnxModel) else model.step(part, state)[1]
     return state
 
 
