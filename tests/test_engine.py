@@ -225,7 +225,7 @@ class Breaking:
 def test_an_interruption_within_a_step_leaves_every_session_whole(model: OnnxModel) -> None:
     params = SamplingParams(max_tokens=30)
     sessions = [Session.start(model, "the", seed=index) for index in range(3)]
-    sessions[1].generator = Breaking(sessions[1].generator, 6)  # type: ignore[assignment]
+    sessions[1].generator = Breaking(sessions[1].generator, 6)
     engine, found = Engine(model), []
     for session in sessions:
         engine.add(session, params)

@@ -23,6 +23,7 @@ class FakeRuntime:
     def __init__(self, starts: bool) -> None:
         self.asked: list[str] = []
         self._starts = starts
+        self.InferenceSession = self._open
 
     def __getattr__(self, name: str) -> Any:
         return getattr(ort, name)
@@ -30,7 +31,7 @@ class FakeRuntime:
     def get_available_providers(self) -> list[str]:
         return [CUDA, CPU]
 
-    def InferenceSession(self, path: Any, options: Any, providers: list[str]) -> Any:  # noqa: N802
+    def _open(self, path: Any, options: Any, providers: list[str]) -> Any:
         self.asked = providers
         session = ort.InferenceSession(path, options, providers=[CPU])
         if self._starts and CUDA in providers:

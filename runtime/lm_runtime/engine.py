@@ -240,6 +240,7 @@ class _Row:
             self._matcher = compiled(params.regex, tokenizer).matcher(session.token == tokenizer.eos_id)
         self._end: int | None = None  # the token that would end a text that matches
         self._stuck = False
+        self._matched = False  # the text matches, and no longer one does
         self._is_bounded = bool(params.stop or session.stops.held) or params.looks_back
 
     def look_back(self, logits: Logits, bias: tuple[NDArray[np.int64], NDArray[np.float32]]) -> Logits:
@@ -279,8 +280,7 @@ class _Row:
         self.left -= 1
         finish = None if self.left else "length"
         if self._is_bounded:
-            if self._matcher is not None and self._matcher.finished:
-                finish = "regex"
+            finish = "regex" if self._matched else finish
             if self.params.stop or session.stops.held:
                 text, stopped = session.stops.push(text, self.params.stop)
                 finish = "stop" if stopped else finish
@@ -297,6 +297,7 @@ class _Row:
             return "regex"
         try:
             self._matcher.push(token)
+            self._matched = self._matcher.finished
         except ValueError:
             return "stuck"
         return None

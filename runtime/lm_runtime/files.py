@@ -108,6 +108,20 @@ def read_text_file(path: Path) -> str:
     return "".join(text + "\n" * ends for text, ends in read_pieces(path))
 
 
+def read_lines(path: Path) -> Iterator[str]:
+    """The lines of a UTF-8 text file, each of them whole, without its line break.
+
+    Raises:
+        UnusableFileError: as :func:`read_pieces`.
+    """
+    parts: list[str] = []
+    for text, ends in read_pieces(path):
+        parts.append(text)
+        if ends:
+            yield "".join(parts)
+            parts.clear()
+
+
 def read_pieces(path: Path, start: int = 0, end: int | None = None) -> Iterator[tuple[str, bool]]:
     """The lines of a UTF-8 text, or of its bytes from ``start`` to ``end``, in bounded memory.
 

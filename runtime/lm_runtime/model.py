@@ -6,7 +6,6 @@ The state is a value that goes in and comes out; the model keeps none. Knows not
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -69,27 +68,12 @@ class StepModel(Protocol):
 class BundleModel(StepModel, Protocol):
     """A step model that comes from a bundle."""
 
-    folder: Path
     config: BundleConfig
     defaults: SamplingParams
-    precision: Precision
-    provider: str
 
 
-@dataclass(frozen=True)
-class Bundle:
-    """What every bundle has beside its weights, checked."""
-
-    config: BundleConfig
-    """The configuration."""
-    tokenizer: Tokenizer
-    """Text to ids and back."""
-    defaults: SamplingParams
-    """How to sample where nothing else is said."""
-
-
-def open_bundle(folder: Path, config: BundleConfig, weights: str) -> Bundle:
-    """Check a bundle's files, the one named ``weights`` among them, and read what is beside that.
+def open_bundle(folder: Path, config: BundleConfig, weights: str) -> tuple[Tokenizer, SamplingParams]:
+    """Check a bundle's files, the one named ``weights`` among them; read its tokenizer and its defaults.
 
     Raises:
         UnusableFileError: the bundle is incomplete, damaged, or contradicts itself.
@@ -97,7 +81,7 @@ def open_bundle(folder: Path, config: BundleConfig, weights: str) -> Bundle:
     check_files(folder, config, [GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG, TOKENS, weights])
     tokenizer = Tokenizer.from_file(folder / TOKENIZER)
     _check_tokenizer(folder / TOKENIZER, tokenizer, config)
-    return Bundle(config, tokenizer, _sampling_defaults(folder))
+    return tokenizer, _sampling_defaults(folder)
 
 
 class OnnxModel:
@@ -131,11 +115,9 @@ class OnnxModel:
                 if precision != "fp32"
                 else f"{folder} has no {precision} graph"
             )
-        bundle = open_bundle(self.folder, self.config, graph)
+        self.tokenizer, self.defaults = open_bundle(self.folder, self.config, graph)
         self.precision = precision
         self.states = self.config.states
-        self.tokenizer = bundle.tokenizer
-        self.defaults = bundle.defaults
         self._session = _open_session(self.folder / graph, provider, threads)
         self.provider = "cuda" if self._session.get_providers()[0] == _PROVIDERS["cuda"] else "cpu"
         """Where the graph runs: ``cpu`` or ``cuda``."""

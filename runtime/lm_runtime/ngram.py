@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lm_runtime.bundle import CONFIG, TABLES, Precision, StateTensor, read_config
+from lm_runtime.bundle import CONFIG, TABLES, StateTensor, read_config
 from lm_runtime.files import UnusableFileError
 from lm_runtime.model import open_bundle
 from lm_runtime.ngram_tables import NgramTables
@@ -148,19 +148,14 @@ class NgramBundle(NgramModel):
         UnusableFileError: the bundle is incomplete, damaged, of another format, or contradicts itself.
     """
 
-    precision: Precision = "fp32"
-    provider = "cpu"
-
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
         self.config = read_config(folder)
-        bundle = open_bundle(folder, self.config, TABLES)
+        tokenizer, self.defaults = open_bundle(folder, self.config, TABLES)
         tables = NgramTables.read(folder / TABLES)
         found = tables.vocab_size, tables.eos_id, ngram_states(tables.order)
         if found != (self.config.vocab_size, self.config.eos_token_id, self.config.states):
             raise UnusableFileError(folder / TABLES, f"does not fit {CONFIG}")
-        super().__init__(tables, bundle.tokenizer)
-        self.defaults = bundle.defaults
+        super().__init__(tables, tokenizer)
 
 
 class NgramStepper:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from lm_runtime.files import UnusableFileError
 from lm_runtime.model import StepModel, initial_state, join_states, take_states
-from lm_runtime.scoring import Score, TextCount, add_up, log_normalizers, read_lines, unknown_tokens
+from lm_runtime.scoring import Score, TextCount, add_up, log_normalizers, read_texts, unknown_tokens
 
 _CHUNK_TEXTS = 1024
 _CHUNK_CHARACTERS = 1 << 20
@@ -113,9 +113,9 @@ def read_hypotheses(path: str | Path) -> Iterator[Hypothesis]:
     The three are separated by white space, which is no part of the text; the text may be empty.
 
     Raises:
-        UnusableFileError: as :func:`read_lines`, or a line has no id or no score.
+        UnusableFileError: as :func:`read_texts`, or a line has no id or no score.
     """
-    for number, line in enumerate(read_lines(path), start=1):
+    for number, line in enumerate(read_texts(path), start=1):
         fields = line.split(maxsplit=2)
         if len(fields) < 2:
             raise UnusableFileError(path, f"line {number}: not an id, a score and a text: {_short(line)}")

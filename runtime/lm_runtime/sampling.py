@@ -213,14 +213,16 @@ class Sampler:
 
     def _filtered(self, logits: Logits) -> Logits:
         """The exponentials of a row by the filters themselves."""
+        result: Logits = np.exp(self._keep(self._shifted(logits)))
+        return result
+
+    def _keep(self, values: Logits) -> Logits:
+        """A row's logits by the temperature, with what the filters rule out."""
         params = self._params
-        values = self._shifted(logits)
         values = filters.keep_top_k(values, params.top_k) if params.top_k else values
         values = filters.keep_top_p(values, params.top_p) if params.top_p < 1 else values
         values = filters.keep_min_p(values, params.min_p) if params.min_p else values
-        values = filters.keep_typical(values, params.typical_p) if params.typical_p < 1 else values
-        result: Logits = np.exp(values)
-        return result
+        return filters.keep_typical(values, params.typical_p) if params.typical_p < 1 else values
 
     def _draw_again(self, row: int, generator: np.random.Generator) -> int:
         """The first token that the filters keep of those drawn after one that they do not."""
@@ -230,11 +232,7 @@ class Sampler:
                 return token
         with np.errstate(divide="ignore"):
             logits = np.log(self._rows[row])
-        params = self._params
-        logits = filters.keep_top_k(logits, params.top_k) if params.top_k else logits
-        logits = filters.keep_top_p(logits, params.top_p) if params.top_p < 1 else logits
-        logits = filters.keep_min_p(logits, params.min_p) if params.min_p else logits
-        return draw(logits, generator.random())
+        return draw(logits if self._filters_first else self._keep(logits), generator.random())
 
     def _keeps(self, row: int, token: int) -> bool:
         """Whether the filters keep a token; those applied to the weights have done their work."""

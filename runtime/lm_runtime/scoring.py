@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lm_runtime.files import UnusableFileError, read_pieces
+from lm_runtime.files import UnusableFileError, read_lines, read_pieces
 from lm_runtime.model import READ_TOKENS, StepModel, initial_state
 
 _CACHED_LOGITS = 1 << 17
@@ -77,21 +77,16 @@ class TextCount:
             yield text, ends
 
 
-def read_lines(path: str | Path) -> Iterator[str]:
-    """The lines of a UTF-8 text file, each of them whole, without its line break.
+def read_texts(path: str | Path) -> Iterator[str]:
+    """The lines of a UTF-8 text file, each a text of its own.
 
     Raises:
         UnusableFileError: the file is missing, empty, or not UTF-8 text.
     """
-    path = Path(path)
-    parts: list[str] = []
     empty = True
-    for text, ends in read_pieces(path):
+    for line in read_lines(Path(path)):
         empty = False
-        parts.append(text)
-        if ends:
-            yield "".join(parts)
-            parts.clear()
+        yield line
     if empty:
         raise UnusableFileError(path, "empty: there is nothing to score")
 

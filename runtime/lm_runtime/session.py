@@ -19,7 +19,7 @@ import numpy as np
 
 from lm_runtime.files import UnusableFileError, write_whole
 from lm_runtime.history import History
-from lm_runtime.model import StepModel, initial_state, read
+from lm_runtime.model import StepModel, check_state, initial_state, read
 from lm_runtime.stepper import State
 from lm_runtime.tokenizer import StreamDecoder
 
@@ -191,10 +191,9 @@ class Session:
                 _check(path, facts, model)
                 history = archive[_HISTORY]
                 state = tuple(archive[tensor.name] for tensor in model.states)
-            for tensor, array in zip(model.states, state, strict=True):
-                shape = tuple(1 if size is None else size for size in tensor.shape)
-                if (array.shape, str(array.dtype)) != (shape, tensor.dtype) or not np.isfinite(array).all():
-                    raise ValueError(f"{tensor.name} is {array.dtype} {array.shape}")
+            check_state(model, state)
+            if not all(np.isfinite(array).all() for array in state):
+                raise ValueError("a number of the state is not finite")
             if history.ndim != 1 or history.dtype != np.int32:
                 raise ValueError(f"the history is {history.dtype} {history.shape}")
             tokens = history.tolist()

@@ -225,10 +225,10 @@ def _bias(model: BundleModel, given: tuple[str, ...]) -> dict[int, float]:
     for text in given:
         token, _, value = text.rpartition("=")
         try:
-            bias[model.tokenizer.one_token(token)] = float(value)
-        except ValueError as error:
-            problem = str(error) if "no token" in str(error) else f"{value!r} is no number"
-            raise ValueError(f"logit_bias must be TOKEN=NUMBER, got {text!r}: {problem}") from None
+            number = float(value)
+        except ValueError:
+            raise ValueError(f"logit_bias must be TOKEN=NUMBER, got {text!r}") from None
+        bias[model.tokenizer.one_token(token)] = number
     return bias
 
 

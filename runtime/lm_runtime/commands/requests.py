@@ -12,7 +12,7 @@ import json
 import os
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -20,7 +20,7 @@ from typing import IO, Any
 from lm_runtime.commands import Progress, note
 from lm_runtime.completion import Completion, Request, complete
 from lm_runtime.engine import compiled
-from lm_runtime.files import UnusableFileError, read_pieces
+from lm_runtime.files import UnusableFileError, read_lines
 from lm_runtime.model import BundleModel, StepModel
 from lm_runtime.params import SamplingParams
 
@@ -90,15 +90,7 @@ class _Lines:
 
 
 def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    parts: list[str] = []
-    number = 1
-    for text, ends in read_pieces(path):
-        parts.append(text)
-        if ends:
-            line = "".join(parts)
-            if line.strip():
-                yield number, line
-            parts, number = [], number + 1
+    return ((number, line) for number, line in enumerate(read_lines(path), start=1) if line.strip())
 
 
 def _parse(path: Path, number: int, line: str) -> Record:
@@ -204,15 +196,11 @@ def completion_record(model: StepModel, completion: Completion) -> Record:
         record["logprobs"] = [
             {
                 **token_record(model, piece.token or 0, piece.log_probability or 0.0),
-                "top": _token_records(model, piece.alternatives),
+                "top": [token_record(model, *pair) for pair in piece.alternatives],
             }
             for piece in completion.pieces
         ]
     return record
-
-
-def _token_records(model: StepModel, pairs: Iterable[tuple[int, float]]) -> list[Record]:
-    return [token_record(model, *pair) for pair in pairs]
 
 
 def token_record(model: StepModel, token: int, log_probability: float) -> Record:

@@ -150,9 +150,9 @@ def _print_file(model: StepModel, file: Path, *, as_json: bool, per_token: bool)
 
 def _print_lines(model: StepModel, file: Path, *, as_json: bool) -> None:
     from lm_runtime.rescoring import score_texts
-    from lm_runtime.scoring import Score, read_lines
+    from lm_runtime.scoring import Score, read_texts
 
-    lines = read_lines(file)
+    lines = read_texts(file)
     total = Score(0.0, 0, 0, 0, 0)
     size = file.stat().st_size if file.is_file() else 0  # a pipe's is not known
     shown, scored = itertools.tee(_watched(lines, size))
