@@ -140,12 +140,16 @@ def test_looking_back_goes_from_bias_to_constraint() -> None:
     assert values.tolist() == [1.0, 1.0, 4.0, 4.0]
 
 
-@given(st.lists(st.integers(0, 5), max_size=60))
-def test_a_history_is_its_window(tokens: list[int]) -> None:
-    tokens = tokens * (WINDOW // 20)
-    history = History(tokens)
+@pytest.mark.parametrize("asked", [1, 97, 1500, 10_000])
+def test_a_history_is_its_window_however_often_it_is_asked(asked: int) -> None:
+    tokens = np.random.default_rng(0).integers(0, 300, 6 * WINDOW).tolist()
+    history = History()
+    for number, token in enumerate(tokens, start=1):
+        history.push(token)
+        if number % asked == 0 and number % 31 == 0:
+            assert history.counts == Counter(tokens[max(0, number - WINDOW) : number])
     assert history.tokens == tokens[-WINDOW:]
-    assert history.counts == Counter(tokens[-WINDOW:])
+    assert history.counts == Counter(tokens[-WINDOW:]) == History(tokens).counts
     copy = history.copy()
     copy.push(6)
     assert history.tokens == tokens[-WINDOW:]

@@ -182,6 +182,12 @@ def test_a_damaged_session_is_refused_in_one_line(tmp_path: Path, damage: Any) -
     assert "\n" not in str(error.value)
 
 
+def test_a_file_of_another_kind_is_refused_without_numpy_s_advice(invoke: Invoke, tmp_path: Path) -> None:
+    (tmp_path / "s.npz").write_bytes(b"a\0b")
+    code, _, err = invoke(lm_generate, FIXTURE, "--load-state", "s.npz")
+    assert (code, err) == (1, "lm-generate: s.npz: not a session, or damaged (not an npz archive)\n")
+
+
 def test_a_session_of_another_model_is_refused(invoke: Invoke, tmp_path: Path, small_bundle: Path) -> None:
     assert invoke(lm_generate, FIXTURE, "--save-state", "s.npz", "--max-tokens", 3)[0] == 0
     for other in ([small_bundle], [FIXTURE, "--precision", "int8"]):

@@ -186,6 +186,8 @@ class Session:
         """
         path = Path(path)
         try:
+            if path.is_file() and not zipfile.is_zipfile(path):
+                raise ValueError("not an npz archive")
             with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 facts = json.loads(archive[_FACTS].tobytes())
                 _check(path, facts, model)

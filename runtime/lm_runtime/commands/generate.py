@@ -228,7 +228,10 @@ def _bias(model: BundleModel, given: tuple[str, ...]) -> dict[int, float]:
             number = float(value)
         except ValueError:
             raise ValueError(f"logit_bias must be TOKEN=NUMBER, got {text!r}") from None
-        bias[model.tokenizer.one_token(token)] = number
+        try:
+            bias[model.tokenizer.one_token(token)] = number
+        except ValueError as error:
+            raise ValueError(f"logit_bias {text!r}: {error}") from None
     return bias
 
 
