@@ -23,9 +23,11 @@ from conftest import SMALL, TINY, run_command
 from lm_trainer.checkpoint import load_checkpoint, restore_model
 from lm_trainer.config import FAMILIES, PRESETS, ModelConfig, TrainingConfig
 from lm_trainer.families import make_model
+from lm_trainer.loss import linear_cross_entropy
 from lm_trainer.metrics import MetricsLog
 from lm_trainer.model import LanguageModel, negative_log_likelihood
-from lm_trainer.recurrent import CELLS, RecurrentLM
+from lm_trainer.recurrent import CELLS, RecurrentLM, read_layer
+from lm_trainer.scan import scan_layer
 from lm_trainer.training import Progress, Report, Trainer, TrainingError, learning_rate
 
 SILENT = Report(step=lambda progress: None, record=lambda progress, loss: None, epoch=lambda record: None)
@@ -123,6 +125,61 @@ def test_a_recurrent_model_is_torch_s_own_stack_of_layers(family: str) -> None:
         assert torch.allclose(found, wanted, atol=1e-6)
 
 
+@pytest.mark.parametrize("family", CELLS)
+def test_a_scanned_layer_and_its_gradients_are_torch_s(family: str) -> None:
+    """In double precision, so that nothing but the formulas can differ."""
+    generator = torch.Generator().manual_seed(2)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, dtype=torch.double, generator=generator).requires_grad_()
+
+    layer, x = CELLS[family].module(5, 7).double(), draw(6, 3, 5)
+    state = tuple(draw(1, 3, 7) for _ in CELLS[family].states)
+    found = []
+    for read in (read_layer, scan_layer):
+        y, after = read(layer, x, state)
+        loss = (y * torch.linspace(0, 1, y.numel(), dtype=torch.double).view_as(y)).sum()
+        loss = loss + sum((tensor**2).sum() for tensor in after)
+        found.append([y, *after, *torch.autograd.grad(loss, [x, *state, *layer.parameters()])])
+    for ours, torchs in zip(*found, strict=True):
+        assert torch.allclose(ours, torchs, rtol=0, atol=1e-13)
+
+
+def test_the_training_loss_and_its_gradients_are_cross_entropy() -> None:
+    generator = torch.Generator().manual_seed(3)
+    x, weight, bias = (
+        torch.randn(*shape, generator=generator).mul(3).requires_grad_() for shape in ((9, 5), (11, 5), (11,))
+    )
+    target = torch.randint(0, 11, (9,), generator=generator)
+    ours = linear_cross_entropy(x, weight, bias, target) * 2
+    torchs = nn.functional.cross_entropy(nn.functional.linear(x, weight, bias), target) * 2
+    assert torch.allclose(ours, torchs, rtol=1e-6)
+    for a, b in zip(*(torch.autograd.grad(loss, (x, weight, bias)) for loss in (ours, torchs)), strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_token_without_any_probability_has_a_finite_loss_and_its_whole_gradient() -> None:
+    x, weight = torch.eye(2), torch.tensor([[300.0, 0], [0, 0]]).requires_grad_()
+    loss = linear_cross_entropy(x, weight, torch.zeros(2), torch.tensor([1, 1]))
+    assert loss.item() == pytest.approx((300 + np.log(2)) / 2)
+    (gradient,) = torch.autograd.grad(loss, weight)
+    assert torch.allclose(gradient[:, 0], torch.tensor([0.5, -0.5]))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_mixed_precision_trains_what_full_precision_trains(tmp_path: Path, family: str) -> None:
+    """The losses stay together; and the products are in bfloat16 indeed, so they are not the same."""
+    curves = []
+    for precision in ("fp32", "bf16"):
+        (tmp_path / precision).mkdir()
+        trainer = make_trainer(tmp_path / precision, family=family, precision=precision, epochs=3, lr=0.01)
+        trainer.train(SILENT)
+        curves.append([record["loss"] for record in records(tmp_path / precision) if "loss" in record])
+        assert all(parameter.dtype == torch.float32 for parameter in trainer.model.parameters())
+    difference = np.abs(np.subtract(*curves))
+    assert 0 < difference.max() < 0.01
+
+
 def test_a_window_model_is_two_layers_over_the_last_tokens_side_by_side() -> None:
     """Written out for each token; where nothing was read yet stands row 0 of the embedding."""
     model = small_model("window")
@@ -155,9 +212,10 @@ def test_reading_in_one_call_is_reading_step_by_step(family: str) -> None:
 def test_dropout_masks_act_and_are_scaled(family: str) -> None:
     model = small_model(family)
     token, state = torch.zeros((1, 5), dtype=torch.int64), model.zero_state(1)
-    plain = model(token, state)[0]
+    plain = model.read(token, state)[0]
     dropped = [
-        model(token, state, dropout=0.5, generator=torch.Generator().manual_seed(s))[0] for s in (0, 0, 1)
+        model.read(token, state, dropout=0.5, generator=torch.Generator().manual_seed(s))[0]
+        for s in (0, 0, 1)
     ]
     assert torch.equal(dropped[0], dropped[1])
     assert not torch.equal(dropped[0], dropped[2])
@@ -205,9 +263,10 @@ def test_every_family_learns(tmp_path: Path, family: str) -> None:
     assert trainer.progress.best_valid_loss < 0.2 < np.log(2) / 3
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_run_of_any_family_goes_on_from_its_checkpoint_to_the_same_bits(
-    tmp_path: Path, family: str
+    tmp_path: Path, family: str, precision: str
 ) -> None:
     """What was trained since the last checkpoint is lost, as when a process is killed."""
 
@@ -219,6 +278,7 @@ def test_a_run_of_any_family_goes_on_from_its_checkpoint_to_the_same_bits(
             raise KilledError
 
     settings: dict[str, Any] = {"family": family, "layers": 2, "epochs": 2, "dropout": 0.3}
+    settings["precision"] = precision
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
     whole = make_trainer(tmp_path / "whole", **settings)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import signal
 import sys
 from pathlib import Path
@@ -90,6 +92,11 @@ Presets:
 @click.option("--warmup-steps", type=int, help="Steps over which the learning rate rises.")
 @click.option("--clip-norm", type=float, help="Largest norm of the whole gradient, 0 for none.")
 @click.option("--clip-value", type=float, help="Largest element of the gradient, 0 for none.")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16"]),
+    help="Of matrix products; bf16 where the processor has it, if not given.",
+)
 @click.option("--seed", type=int, help="The same seed gives the same run on the same machine.")
 @click.option(
     "--checkpoint-seconds",
@@ -135,6 +142,8 @@ def main(
         raise click.UsageError(
             "a given tokenizer.json has its vocabulary; leave out --vocab-size and --min-frequency"
         )
+    # Read by torch as it is loaded: large tensors in huge pages, where the system leaves it to the program.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     with imports():
         from lm_trainer import run
         from lm_trainer.checkpoint import BEST, LAST
@@ -143,10 +152,16 @@ def main(
     place = run.pick_device(device)
     resuming = resume and run.is_run(out)
     if not resuming:
+        if "precision" not in given:
+            picked = run.pick_precision(recipe.model["hidden_size"], place)
+            recipe = dataclasses.replace(
+                recipe, training=dataclasses.replace(recipe.training, precision=picked)
+            )
         run.start(out, corpus, recipe, place, replace=force, resuming=resume, tell=note)
         main.check_interrupted()
     if resuming and _was_given("preset"):
-        given = recipe.settings
+        # Presets leave the precision to the machine.
+        given = {name: value for name, value in recipe.settings.items() if name != "precision"} | given
     trainer = run.resume(
         out,
         corpus if resuming and _was_given("corpus") else None,

@@ -124,6 +124,8 @@ class TrainingConfig:
     """Largest norm of the gradient of all weights together; 0 does not clip."""
     clip_value: float = 0.0
     """Largest absolute value of a gradient's element; 0 does not clip."""
+    precision: str = "fp32"
+    """fp32, or bf16: matrix products in bfloat16, weights and sums in float32."""
     seed: int = 0
     """Of the weights and the dropout masks."""
 
@@ -133,6 +135,8 @@ class TrainingConfig:
         for name in ("weight_decay", "warmup_steps", "clip_norm", "clip_value"):
             _within(name, getattr(self, name), 0, 1e9)
         _within("seed", self.seed, 0, 1 << 62)
+        if self.precision not in ("fp32", "bf16"):
+            raise ValueError(f"precision must be fp32 or bf16, got {self.precision}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
         if not 0 < self.lr < float("inf"):

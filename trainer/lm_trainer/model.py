@@ -21,12 +21,15 @@ TorchState = tuple[Tensor, ...]
 
 
 class LanguageModel(nn.Module, ABC):
-    """What every family is: ``logits, state = model(token, state)``.
+    """What every network is: ``logits, state = model(token, state)``.
 
     Args:
         config: the network's measures.
         states: its state's tensors.
     """
+
+    head: nn.Linear
+    """The output layer."""
 
     def __init__(self, config: ModelConfig, states: tuple[StateTensor, ...]) -> None:
         super().__init__()
@@ -50,7 +53,7 @@ class LanguageModel(nn.Module, ABC):
         )
 
     @abstractmethod
-    def forward(
+    def read(
         self,
         token: Tensor,
         state: TorchState,
@@ -67,8 +70,13 @@ class LanguageModel(nn.Module, ABC):
             generator: draws the dropout masks, on the model's device.
 
         Returns:
-            logits ``(batch, time, vocab)`` and the state behind the last token.
+            what the output layer reads, ``(batch, time, hidden)``, and the state behind the last token.
         """
+
+    def forward(self, token: Tensor, state: TorchState) -> tuple[Tensor, TorchState]:
+        """As :meth:`read`, with the logits ``(batch, time, vocab)``."""
+        x, after = self.read(token, state)
+        return self.head(x), after
 
 
 def drop(x: Tensor, probability: float, generator: torch.Generator | None) -> Tensor:

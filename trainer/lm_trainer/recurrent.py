@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lm_runtime.bundle import recurrent_states
 from lm_trainer.config import ModelConfig
 from lm_trainer.model import LanguageModel, TorchState, drop
+from lm_trainer.scan import scan_layer
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class RecurrentLM(LanguageModel):
         if not self.config.tied:
             self.embedding.weight.normal_(generator=generator)
 
-    def forward(
+    def read(
         self,
         token: Tensor,
         state: TorchState,
@@ -85,14 +86,20 @@ class RecurrentLM(LanguageModel):
         dropout: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, TorchState]:
-        """As :meth:`LanguageModel.forward`."""
+        """As :meth:`LanguageModel.read`."""
         x = drop(self.embedding(token.t()), dropout, generator)  # (time, batch, embedding)
         after = []
+        # On the CPU torch's layers take far longer for the way back in mixed precision.
+        scans = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
         for number, layer in enumerate(self.layers):
-            x, layer_state = read_layer(layer, x, tuple(tensor[number : number + 1] for tensor in state))
+            begin = tuple(tensor[number : number + 1] for tensor in state)
+            if scans:
+                x, layer_state = scan_layer(cast(nn.RNNBase, layer), x, begin)
+            else:
+                x, layer_state = read_layer(layer, x, begin)
             x = drop(x, dropout, generator)  # (time, batch, hidden)
             after.append(layer_state)
-        return self.head(x).transpose(0, 1), tuple(map(torch.cat, zip(*after, strict=True)))
+        return x.transpose(0, 1), tuple(map(torch.cat, zip(*after, strict=True)))
 
 
 def read_layer(

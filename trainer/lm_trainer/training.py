@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lm_runtime.scoring import perplexity
 from lm_trainer.checkpoint import BEST, LAST, save_checkpoint
 from lm_trainer.config import TrainingConfig
+from lm_trainer.loss import linear_cross_entropy
 from lm_trainer.metrics import MetricsLog
 from lm_trainer.model import LanguageModel, TorchState, negative_log_likelihood
 from lm_trainer.token_file import Ids
@@ -201,7 +201,7 @@ class Trainer:
         started = saved = time.perf_counter()
         base_seconds = progress.seconds
         while progress.window < self.windows:
-            self._step()
+            self.step()
             progress.seconds = base_seconds + time.perf_counter() - started
             report.step(progress)
             if progress.window % self._log_windows == 0:
@@ -241,13 +241,15 @@ class Trainer:
         self._save(LAST)
         report.epoch(record)
 
-    def _step(self) -> None:
+    def step(self) -> None:
         """One window: forward, backward, update."""
         config, progress = self.config, self.progress
         token, target = self._window(progress.window)
         state: TorchState = tuple(tensor.detach() for tensor in self._state)
-        logits, self._state = self.model(token, state, dropout=config.dropout, generator=self._generator)
-        loss = F.cross_entropy(logits.flatten(0, 1), target.flatten())
+        model, bfloat16 = self.model, config.precision == "bf16"
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=bfloat16):
+            x, self._state = model.read(token, state, dropout=config.dropout, generator=self._generator)
+            loss = linear_cross_entropy(x.flatten(0, 1), model.head.weight, model.head.bias, target.flatten())
         self._optimizer.zero_grad()
         torch.autograd.backward(loss)
         if config.clip_value:

@@ -43,7 +43,7 @@ class WindowLM(LanguageModel):
             layer.weight.uniform_(-bound, bound, generator=generator)
             layer.bias.uniform_(-bound, bound, generator=generator)
 
-    def forward(
+    def read(
         self,
         token: Tensor,
         state: TorchState,
@@ -51,9 +51,9 @@ class WindowLM(LanguageModel):
         dropout: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, TorchState]:
-        """As :meth:`LanguageModel.forward`."""
+        """As :meth:`LanguageModel.read`."""
         read = torch.cat([state[0], token + 1], dim=1)  # (batch, window - 1 + time)
         windows = read.unfold(1, self.config.window, 1)  # (batch, time, window)
         x = self.embedding(windows).flatten(2)  # (batch, time, window * embedding)
         x = torch.tanh(self.hidden(drop(x, dropout, generator)))  # (batch, time, hidden)
-        return self.head(drop(x, dropout, generator)), (read[:, 1 - self.config.window :],)
+        return drop(x, dropout, generator), (read[:, 1 - self.config.window :],)

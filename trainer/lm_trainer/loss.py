@@ -1,0 +1,48 @@
+"""The training loss: output layer, softmax and cross entropy as one, with one copy of the logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def linear_cross_entropy(x: Tensor, weight: Tensor, bias: Tensor, target: Tensor) -> Tensor:
+    """The mean over tokens of ``-log softmax(x weight' + bias)[target]``, in nats, a scalar of float32.
+
+    What is kept for the way back is the softmax, which becomes the logits' gradient in its place. Products
+    are in the type of x.
+
+    Args:
+        x: the last hidden layer ``(tokens, hidden)``.
+        weight: of the output layer ``(vocab, hidden)``.
+        bias: of the output layer ``(vocab,)``.
+        target: ids, int64, ``(tokens,)``.
+    """
+    loss: Tensor = _LinearCrossEntropy.apply(x, weight, bias, target)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, target: Tensor) -> Tensor:
+        weight = weight.to(x.dtype)
+        logits = F.linear(x, weight, bias.to(x.dtype))
+        softmax = torch.softmax(logits, dim=1)
+        # By the largest probability, which cannot be rounded to 0 as that of the target can.
+        normalizer = logits.amax(1).float() - softmax.amax(1).float().log()
+        place = target[:, None]
+        loss = (normalizer - logits.gather(1, place)[:, 0].float()).mean()
+        ctx.save_for_backward(x, weight, softmax.scatter_(1, place, softmax.gather(1, place) - 1))
+        ctx.types = bias.dtype
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, dlogits = ctx.saved_tensors
+        scale = dloss / x.shape[0]  # on the small factors: the large one is not read again for it
+        dx = ((dlogits @ weight) * scale).to(x.dtype)
+        dweight = (dlogits.t() @ (x * scale.to(x.dtype))).to(ctx.types)
+        return dx, dweight, dlogits.sum(0).to(ctx.types) * scale, None
