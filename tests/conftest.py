@@ -13,6 +13,7 @@ import pytest
 
 from lm_export.command import main as lm_export
 from lm_trainer.command import main as lm_train
+from lm_trainer.config import FAMILIES
 
 # These models are so small that a second thread costs more than it brings.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -26,6 +27,8 @@ SMALL = (
     "--tokenizer word --vocab-size 180 --embedding-dim 24 --hidden-size 32 --layers 2 --no-tied "
     "--batch-size 4 --seq-len 10 --sample-tokens 20 --lr 0.01"
 ).split()
+COUNTED = SMALL[:4]
+"""The same vocabulary, and nothing about a network."""
 
 
 def run_command(name: str, *arguments: object, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -51,26 +54,33 @@ def small_bundle(small_run: Path) -> Path:
     return small_run.parent / "bundle"
 
 
-@pytest.fixture(scope="session", params=["lstm", "gru", "rnn", "window"])
+@pytest.fixture(scope="session", params=FAMILIES)
 def family_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of each family."""
     if request.param == "lstm":
         run: Path = request.getfixturevalue("small_run")
         return run
     run = tmp_path_factory.mktemp(request.param) / "run"
-    layers = 1 if request.param == "window" else 2
-    _run_here(
-        lm_train, TINY, "--out", run, "--epochs", 3, *SMALL, "--layers", layers, "--model", request.param
-    )
+    _run_here(lm_train, TINY, "--out", run, *family_options(request.param))
     return run
+
+
+def family_options(family: str) -> list[object]:
+    """What makes a small run of a family."""
+    if family == "ngram":
+        return ["--model", family, *COUNTED, "--sample-tokens", 20]
+    return ["--model", family, *SMALL, "--epochs", 3, *(["--layers", 1] if family == "window" else [])]
 
 
 @pytest.fixture(scope="session")
 def family_bundle(request: pytest.FixtureRequest, family_run: Path) -> Path:
-    """Its bundle, with int8."""
+    """Its bundle, a network's with int8."""
+    if family_run == request.getfixturevalue("small_run"):
+        bundle: Path = request.getfixturevalue("small_bundle")
+        return bundle
     bundle = family_run.parent / "bundle"
-    if not bundle.exists():  # that of the LSTM may be there
-        _run_here(lm_export, family_run, "--out", bundle, "--quantize", "int8")
+    options = [] if family_run.parent.name.startswith("ngram") else ["--quantize", "int8"]
+    _run_here(lm_export, family_run, "--out", bundle, *options)
     return bundle
 
 

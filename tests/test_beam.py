@@ -51,6 +51,9 @@ class TableModel:
             logits[:, time] = self._table[read]
         return logits, (np.stack([read, read]),)
 
+    def advance(self, token: NDArray[np.int64], state: State) -> State:
+        return self.step(token, state)[1]
+
     def stepper(self, state: State) -> Stepper:
         return PlainStepper(self.step, state)
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 import lm_runtime
-from conftest import FIXTURE
+from conftest import FIXTURE, TINY, Invoke, one_line
 from lm_runtime.bundle import CONFIG, TOKENIZER, TOKENS
+from lm_runtime.commands.score import main as lm_score
 from lm_runtime.files import UnusableFileError
 
 
@@ -110,6 +111,23 @@ def test_damage_is_named(bundle: Path, damage: Callable[[Path], object], message
     with pytest.raises(UnusableFileError, match=message) as error:
         lm_runtime.load(bundle)
     assert "\n" not in str(error.value)
+
+
+def test_a_changed_or_missing_file_of_any_family_is_named(
+    invoke: Invoke, tmp_path: Path, family_bundle: Path
+) -> None:
+    """Each that the runtime reads, but for the configuration, which is told from others by its content."""
+    for place in sorted(path.relative_to(family_bundle) for path in family_bundle.rglob("*.*")):
+        if place.name in ("README.md", CONFIG, "model_quantized.onnx"):
+            continue
+        for harm, message in ((flip, "changed since the export"), (Path.unlink, "file is missing")):
+            bundle = Path(shutil.copytree(family_bundle, tmp_path / "bundle"))
+            harm(bundle / place)
+            code, out, err = invoke(lm_score, "bundle", TINY / "valid.txt")
+            assert (code, out) == (1, "")
+            assert f"bundle/{place}: " in one_line(err)
+            assert message in one_line(err)
+            shutil.rmtree(bundle)
 
 
 def test_the_fixture_is_whole(bundle: Path) -> None:

@@ -202,6 +202,22 @@ def test_bench_prints_a_table_or_an_object(invoke: Invoke) -> None:
         ("int8", 3),
     ]
     assert all(step["graph"] > 0 and step["generation"] > 0 for step in report["steps"])
+
+
+def test_bench_measures_every_family(invoke: Invoke, family_bundle: Path) -> None:
+    options = ["--batch", 2, "--tokens", 5]
+    code, table, _ = invoke(lm_bench, family_bundle, *options)
+    assert code == 0
+    report = json.loads(invoke(lm_bench, family_bundle, *options, "--json")[1])
+    counted = family_bundle.parent.name.startswith("ngram")
+    assert [graph["weights_bytes"] is None for graph in report["graphs"]] == (
+        [True] if counted else [False] * 2
+    )
+    assert ("tables" in table) == counted
+    assert all(step["generation"] > 0 for step in report["steps"])
+
+
+def test_bench_of_nothing(invoke: Invoke) -> None:
     code, out, err = invoke(lm_bench, "nowhere")
     assert (code, out) == (1, "")
     assert one_line(err).endswith("nowhere: no such bundle")

@@ -72,6 +72,9 @@ class Counting:
         self.calls.append((token.shape[0], token.shape[1]))
         return self._model.step(token, state)
 
+    def advance(self, token: NDArray[np.int64], state: State) -> State:
+        return self._model.advance(token, state)
+
     def stepper(self, state: State) -> Stepper:
         return self._model.stepper(state)
 

@@ -21,8 +21,8 @@ from torch import nn
 
 from conftest import SMALL, TINY, run_command
 from lm_trainer.checkpoint import load_checkpoint, restore_model
-from lm_trainer.config import FAMILIES, PRESETS, ModelConfig, TrainingConfig
-from lm_trainer.families import make_model
+from lm_trainer.config import PRESETS, ModelConfig, TrainingConfig
+from lm_trainer.families import NETWORKS, make_model
 from lm_trainer.loss import linear_cross_entropy
 from lm_trainer.metrics import MetricsLog
 from lm_trainer.model import LanguageModel, negative_log_likelihood
@@ -166,7 +166,7 @@ def test_a_token_without_any_probability_has_a_finite_loss_and_its_whole_gradien
     assert torch.allclose(gradient[:, 0], torch.tensor([0.5, -0.5]))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", NETWORKS)
 def test_mixed_precision_trains_what_full_precision_trains(tmp_path: Path, family: str) -> None:
     """The losses stay together; and the products are in bfloat16 indeed, so they are not the same."""
     curves = []
@@ -194,7 +194,7 @@ def test_a_window_model_is_two_layers_over_the_last_tokens_side_by_side() -> Non
     assert context.tolist() == [read[-2:]]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", NETWORKS)
 def test_reading_in_one_call_is_reading_step_by_step(family: str) -> None:
     model = small_model(family, layers=2)
     token = torch.from_numpy(IDS[:60].astype(np.int64)).view(2, 30)
@@ -208,7 +208,7 @@ def test_reading_in_one_call_is_reading_step_by_step(family: str) -> None:
         assert torch.allclose(found, expected, rtol=0, atol=1e-5 if found.is_floating_point() else 0)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", NETWORKS)
 def test_dropout_masks_act_and_are_scaled(family: str) -> None:
     model = small_model(family)
     token, state = torch.zeros((1, 5), dtype=torch.int64), model.zero_state(1)
@@ -222,7 +222,7 @@ def test_dropout_masks_act_and_are_scaled(family: str) -> None:
     assert not torch.equal(dropped[0], plain)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", NETWORKS)
 def test_validation_carries_the_state_whatever_the_window(family: str) -> None:
     model = small_model(family, layers=2)
     losses = [negative_log_likelihood(model, IDS, 0, window) for window in (900, 64, 1)]
@@ -255,7 +255,7 @@ def test_every_optimizer_learns(tmp_path: Path, optimizer: str) -> None:
     assert trainer.progress.best_valid_loss < 1.0 < np.log(10)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", NETWORKS)
 def test_every_family_learns(tmp_path: Path, family: str) -> None:
     ids = np.tile(np.array([3, 1, 4, 1, 5, 9], dtype=np.uint16), 150)  # what comes after 1 needs a memory
     trainer = make_trainer(tmp_path, ids, family=family, lr=0.02, epochs=3)
@@ -264,7 +264,7 @@ def test_every_family_learns(tmp_path: Path, family: str) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", NETWORKS)
 def test_a_run_of_any_family_goes_on_from_its_checkpoint_to_the_same_bits(
     tmp_path: Path, family: str, precision: str
 ) -> None:
@@ -289,7 +289,6 @@ def test_a_run_of_any_family_goes_on_from_its_checkpoint_to_the_same_bits(
     content = torch.load(tmp_path / "killed/last.pt", weights_only=True)
     assert 0 < content["progress"]["step"] < 40
     resumed = make_trainer(tmp_path / "killed", **settings)
-    resumed.model.load_state_dict(content["model"])
     resumed.resume(content)
     resumed.train(SILENT)
     ends = [torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "killed")]

@@ -20,21 +20,25 @@ from lm_export.card import model_card
 from lm_export.graph import ExportError, check_size, make_step_graph
 from lm_export.quantize import layers_by_precision, quantize_int8
 from lm_runtime.bundle import (
+    ARPA,
     CONFIG,
     GENERATION_CONFIG,
     MODEL_CARD,
     MODELS,
+    TABLES,
     TOKENIZER,
     TOKENIZER_CONFIG,
     TOKENS,
     BundleConfig,
-    Precision,
 )
 from lm_runtime.files import UnusableFileError, folder_beside, holds_something
-from lm_runtime.model import OnnxModel
+from lm_runtime.model import load
+from lm_runtime.ngram_tables import NgramTables
 from lm_runtime.tokenizer import Tokenizer
 from lm_trainer.checkpoint import load_checkpoint, restore_model
-from lm_trainer.model import LanguageModel, TorchStepModel, parameter_count
+from lm_trainer.config import ModelConfig
+from lm_trainer.families import Model, parameter_count, step_model
+from lm_trainer.ngram import write_arpa
 from lm_trainer.token_file import split_figures
 
 LARGEST_INT8_COST = 0.01
@@ -47,45 +51,51 @@ Tell = Callable[[str], None]
 
 
 def export_bundle(
-    checkpoint: Path, out: Path, *, opset: int, quantize: bool, replace: bool, tell: Tell
+    checkpoint: Path, out: Path, *, opset: int, quantize: bool, arpa: bool, replace: bool, tell: Tell
 ) -> BundleConfig:
     """Write the bundle of ``checkpoint`` to ``out``, whole or not at all.
 
     Args:
         checkpoint: a checkpoint, or a run's folder (then its best one).
         out: the bundle's folder.
-        opset: the ONNX operator set.
+        opset: the ONNX operator set of a network's graph.
         quantize: whether to add an int8 graph.
+        arpa: whether to add an n-gram model's tables as ARPA.
         replace: whether a bundle that is in ``out`` may be replaced.
         tell: takes lines for the person at the terminal.
 
     Raises:
         UnusableFileError: the checkpoint cannot be used.
-        ValueError: ``out`` holds something, or the operator set is not possible.
+        ValueError: ``out`` holds something, the operator set is not possible, or the checkpoint's family
+            has not what is asked for.
         ExportError: the graph or its parity is not what it has to be.
     """
     content = load_checkpoint(checkpoint)
     model, tokenizer = restore_model(checkpoint, content)
-    check_size(model)
+    counted = isinstance(model, NgramTables)
+    if quantize and counted:
+        raise ValueError("an n-gram model has no weights to quantize; leave out --quantize")
+    if arpa and not counted:
+        raise ValueError("ARPA is a format of n-gram models, and this is a network; leave out --arpa")
     held_out: NDArray[np.int64] = content["held_out"].numpy()
     config = _configuration(model, tokenizer, content, opset)
     with _folder_in_place(out, replace=replace) as folder:
-        (folder / "onnx").mkdir()
-        graph = make_step_graph(model, config)
-        onnx.save(graph, folder / MODELS["fp32"])
+        graph = _write_model(folder, model, config)
+        if arpa and isinstance(model, NgramTables):
+            write_arpa(model, tokenizer.tokens, folder / ARPA)
         _write_texts(folder, tokenizer)
         _write_config(folder, config)
 
-        proof = parity.compare(TorchStepModel(model, tokenizer), _open(folder, "fp32"), held_out)
+        proof = parity.compare(step_model(model, tokenizer), load(folder, provider="cpu"), held_out)
         tell(f"parity: {proof}")
         if not proof.holds:
-            raise ExportError(f"the graph differs from the torch model, no bundle was written: {proof}")
+            raise ExportError(f"the bundle differs from the checkpoint, none was written: {proof}")
         config = dataclasses.replace(config, parity=proof.to_dict())
 
-        if quantize:
+        if quantize and graph is not None:
             onnx.save(quantize_int8(graph), folder / MODELS["int8"])
             _write_config(folder, config)
-            layers = layers_by_precision(model.config)
+            layers = layers_by_precision(ModelConfig(**content["model_config"]))
             tell(_in_words(layers))
             cost = _int8_cost(folder, held_out, tell)
             config = dataclasses.replace(config, quantization={**cost, "layers": layers})
@@ -93,25 +103,38 @@ def export_bundle(
         return _write_config(folder, config)
 
 
-def _configuration(
-    model: LanguageModel, tokenizer: Tokenizer, content: dict[str, Any], opset: int
-) -> BundleConfig:
+def _write_model(folder: Path, model: Model, config: BundleConfig) -> onnx.ModelProto | None:
+    """Write the graph, and return it; or write the tables."""
+    if isinstance(model, NgramTables):
+        (folder / TABLES).parent.mkdir()
+        model.write(folder / TABLES)
+        return None
+    check_size(model)
+    (folder / MODELS["fp32"]).parent.mkdir()
+    graph = make_step_graph(model, config)
+    onnx.save(graph, folder / MODELS["fp32"])
+    return graph
+
+
+def _configuration(model: Model, tokenizer: Tokenizer, content: dict[str, Any], opset: int) -> BundleConfig:
     progress, splits = content["progress"], content["corpus"]["splits"]
+    measures = ModelConfig(**content["model_config"])
     return BundleConfig(
-        model_type=model.config.model_type,
-        vocab_size=model.config.vocab_size,
-        embedding_dim=model.config.embedding_dim,
-        hidden_size=model.config.hidden_size,
-        num_hidden_layers=model.config.num_layers,
-        tie_word_embeddings=model.config.tied,
+        model_type=measures.model_type,
+        vocab_size=measures.vocab_size,
+        embedding_dim=measures.embedding_dim,
+        hidden_size=measures.hidden_size,
+        num_hidden_layers=measures.num_layers,
+        tie_word_embeddings=measures.tied,
         tokenizer=tokenizer.kind,
         eos_token_id=tokenizer.eos_id,
         bos_token_id=tokenizer.eos_id,
         unk_token_id=tokenizer.unk_id,
-        states=model.states,
-        opset=opset,
+        states=tuple(step_model(model, tokenizer).states),
+        opset=0 if isinstance(model, NgramTables) else opset,
         vocabulary_sha256=tokenizer.vocabulary_sha256,
-        window=model.config.window,
+        window=measures.window,
+        order=measures.order,
         training={
             "corpus": content["corpus"]["name"],
             "train_tokens": splits["train"]["tokens"],
@@ -161,11 +184,6 @@ def _write_config(folder: Path, config: BundleConfig) -> BundleConfig:
     return config
 
 
-def _open(folder: Path, precision: Precision) -> OnnxModel:
-    """The model as a user will have it: every check of the runtime included."""
-    return OnnxModel(folder, precision=precision, provider="cpu")
-
-
 def _in_words(layers: dict[str, list[str]]) -> str:
     said = f"int8: {', '.join(layers['int8'])}"
     if layers["fp32"]:
@@ -177,14 +195,14 @@ def _int8_cost(folder: Path, held_out: NDArray[np.int64], tell: Tell) -> dict[st
     """Perplexity of both graphs, token by token as generation runs them."""
     text = held_out[:_TELLING_TOKENS]
     try:
-        int8 = parity.perplexity(_open(folder, "int8"), text, 1)
+        int8 = parity.perplexity(load(folder, precision="int8", provider="cpu"), text, 1)
     except UnusableFileError as error:
         reason = str(error).split("load it: ")[-1]
         raise ExportError(
             f"onnxruntime cannot run int8 at this opset, no bundle was written: {reason}; "
             "choose a lower --opset or leave out --quantize"
         ) from None
-    fp32 = parity.perplexity(_open(folder, "fp32"), text, 1)
+    fp32 = parity.perplexity(load(folder, provider="cpu"), text, 1)
     cost = int8 / fp32 - 1
     tell(
         f"int8: perplexity {int8:.3f} against {fp32:.3f} in fp32 ({cost:+.2%}) "
@@ -230,5 +248,6 @@ def check_out(out: Path, *, replace: bool) -> None:
         raise ValueError(
             f"{out} holds something already: --force replaces a bundle, --out names another folder"
         )
-    if not (out / CONFIG).exists() or not (out / "onnx").is_dir():
+    models = [out / name for name in (MODELS["fp32"], TABLES)]
+    if not (out / CONFIG).exists() or not any(path.exists() for path in models):
         raise ValueError(f"{out} holds something that is not a bundle; --force replaces only a bundle")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lm_runtime.bundle import MODELS, BundleConfig
+from lm_runtime.bundle import ARPA, MODELS, TABLES, BundleConfig
 from lm_runtime.commands import file_size
 from lm_trainer.config import FAMILIES
 
@@ -16,9 +16,9 @@ def model_card(config: BundleConfig, folder: Path, name: str) -> str:
     states = ", ".join(state.name for state in config.states)
     return f"""# A language model for `{training["corpus"]}`
 
-A {FAMILIES[config.model_type].description}: {_measures(config)}, {config.vocab_size:,} tokens \
-({config.tokenizer}), {training["parameters"]:,} parameters. One step is `(token, {states}) -> (logits, \
-{states})`; the state has a fixed size, so the cost per token never grows.
+{_family(config)}: {_measures(config)}, {config.vocab_size:,} tokens ({config.tokenizer}), \
+{training["parameters"]:,} parameters. One step is `(token, {states}) -> (logits, {states})`; the state has \
+a fixed size, so the cost per token never grows.
 
 ## Training
 Corpus `{training["corpus"]}`: {training["train_tokens"]:,} tokens; {training["epoch"]} epochs, \
@@ -29,9 +29,9 @@ Corpus `{training["corpus"]}`: {training["train_tokens"]:,} tokens; {training["e
 | file | size |
 |---|---|
 {_sizes(folder)}
-ONNX opset {config.opset}. `config.json` has the sha256 of every file.
+{_form(config)} `config.json` has the sha256 of every file.
 {_quantization(config.quantization)}
-## Parity with torch
+## Parity with the checkpoint
 {parity["steps"]} steps of held-out text at batch {" and ".join(map(str, parity["batches"]))}, the state \
 carried: largest difference {parity["logits"]:.1e} in logits and {parity["states"]:.1e} in states \
 (allowed: {parity["tolerance"]:.0e}); {parity["greedy_tokens"]} greedy tokens equal.
@@ -54,7 +54,17 @@ The model imitates its training text, errors and prejudices included, and states
 """
 
 
+def _family(config: BundleConfig) -> str:
+    return f"{'An' if config.order else 'A'} {FAMILIES[config.model_type].description}"
+
+
+def _form(config: BundleConfig) -> str:
+    return f"ONNX opset {config.opset}." if config.opset else "Tables that steplm's runtime reads."
+
+
 def _measures(config: BundleConfig) -> str:
+    if config.order:
+        return f"order {config.order}"
     if config.window:
         return (
             f"{config.window} tokens, embedding {config.embedding_dim}, hidden layer of {config.hidden_size}"
@@ -74,8 +84,8 @@ def _valid(figures: dict[str, Any] | None) -> str:
 
 def _sizes(folder: Path) -> str:
     return "".join(
-        f"| `{name}` ({precision}) | {file_size((folder / name).stat().st_size)} |\n"
-        for precision, name in MODELS.items()
+        f"| `{name}` ({kind}) | {file_size((folder / name).stat().st_size)} |\n"
+        for kind, name in {**MODELS, "n-grams": TABLES, "n-grams, ARPA": ARPA}.items()
         if (folder / name).exists()
     )
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from lm_runtime.bundle import MODELS
+from lm_runtime.bundle import MODELS, NGRAM_TYPE
 from lm_runtime.generation import generate_batch
-from lm_runtime.model import OnnxModel, initial_state
+from lm_runtime.model import BundleModel, initial_state, load
 from lm_runtime.params import SamplingParams
 from lm_runtime.session import Session
 
@@ -35,7 +35,7 @@ class StepRate:
     batch: int
     """Sequences side by side."""
     graph: float
-    """Tokens a second of the graph's runs alone, all sequences together."""
+    """Tokens a second of the model's steps alone, all sequences together."""
     generation: float
     """Tokens a second of text, sampling (top-p 0.95) and decoding included."""
 
@@ -69,15 +69,20 @@ def reader(size: int) -> Callable[[], object]:
     return lambda: list(pool.map(np.max, parts))
 
 
-def weights_bytes(model: OnnxModel) -> int:
-    """What a step at batch 1 reads: the graph's file but for the embedding, of which it reads one row."""
+def weights_bytes(model: BundleModel) -> int | None:
+    """What a step at batch 1 reads: the graph's file but for the embedding, of which it reads one row.
+
+    None for tables, of which a step reads what it looks up.
+    """
+    if model.config.model_type == NGRAM_TYPE:
+        return None
     size = (model.folder / MODELS[model.precision]).stat().st_size
     width = 4 if model.precision == "fp32" else 1
     tied = model.config.tie_word_embeddings and model.precision == "fp32"
     return size - (0 if tied else width * model.config.vocab_size * model.config.embedding_dim)
 
 
-def step_rate(model: OnnxModel, batch: int, tokens: int) -> StepRate:
+def step_rate(model: BundleModel, batch: int, tokens: int) -> StepRate:
     """Measure ``tokens`` steps at a batch size.
 
     Graph and generation take turns, so that both see the same machine.
@@ -100,7 +105,7 @@ def step_rate(model: OnnxModel, batch: int, tokens: int) -> StepRate:
     return StepRate(model.precision, batch, *(batch * tokens / median for median in medians))
 
 
-def prompt_rate(model: OnnxModel, tokens: int = 512) -> PromptRate:
+def prompt_rate(model: BundleModel, tokens: int = 512) -> PromptRate:
     """Measure reading a prompt in one call and step by step."""
     ids = np.arange(tokens)[None] % model.config.vocab_size
     stepper = model.stepper(initial_state(model, 1))
@@ -118,8 +123,8 @@ def prompt_rate(model: OnnxModel, tokens: int = 512) -> PromptRate:
 
 
 def load_seconds(folder: Path, **options: Any) -> float:
-    """Seconds to load a bundle, every check included; the options are those of :class:`OnnxModel`."""
-    return _median_time(lambda: OnnxModel(folder, **options))
+    """Seconds to load a bundle, every check included; the options are those of :func:`lm_runtime.load`."""
+    return _median_time(lambda: load(folder, **options))
 
 
 def _median_time(work: Callable[[], object]) -> float:

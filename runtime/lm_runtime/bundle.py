@@ -28,6 +28,8 @@ NGRAM_TYPE = "ngram"
 """The ``model_type`` of a bundle that has tables in place of a graph."""
 TABLES = "ngram/model.ngram"
 """The file of the tables."""
+ARPA = "ngram/model.arpa"
+"""The tables once more, as other tools read them, where the exporter was asked for it."""
 
 TOKEN = "token"
 LOGITS = "logits"
@@ -77,7 +79,7 @@ class BundleConfig:
     """What ``config.json`` says."""
 
     model_type: str
-    """The family: ``lstm``, ``gru``, ``rnn`` or ``window``."""
+    """The family: ``lstm``, ``gru``, ``rnn``, ``window`` or ``ngram``, of which the last has no layers."""
     vocab_size: int
     """The number of tokens."""
     embedding_dim: int
@@ -99,11 +101,13 @@ class BundleConfig:
     states: tuple[StateTensor, ...]
     """The state's tensors, in the order of the graph's inputs."""
     opset: int
-    """The ONNX operator set of ``onnx/model.onnx``."""
+    """The ONNX operator set of ``onnx/model.onnx``; 0 where there is none."""
     vocabulary_sha256: str
     """The sha256 of the tokens in order of id, each ended by a line break."""
     window: int = 0
     """How many tokens a ``window`` model predicts the next one from; 0 in the other families."""
+    order: int = 0
+    """The length of the longest n-grams of an ``ngram`` model; 0 in the other families."""
     training: dict[str, Any] = field(default_factory=dict)
     """Facts about the training: corpus, steps, perplexities."""
     parity: dict[str, Any] = field(default_factory=dict)

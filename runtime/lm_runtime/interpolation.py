@@ -55,14 +55,19 @@ class InterpolatedModel:
         self._cut = len(first.states)
 
     def step(self, token: NDArray[np.int64], state: State) -> tuple[NDArray[np.float32], State]:
-        """As :meth:`lm_runtime.model.OnnxModel.step`."""
+        """As :meth:`lm_runtime.model.StepModel.step`."""
         first, second = self._models
         ours, after = first.step(token, state[: self._cut])
         theirs, also_after = second.step(token, state[self._cut :])
         return _mix(ours, theirs, self.weight), (*after, *also_after)
 
+    def advance(self, token: NDArray[np.int64], state: State) -> State:
+        """As :meth:`lm_runtime.model.StepModel.advance`."""
+        first, second = self._models
+        return (*first.advance(token, state[: self._cut]), *second.advance(token, state[self._cut :]))
+
     def stepper(self, state: State) -> Stepper:
-        """As :meth:`lm_runtime.model.OnnxModel.stepper`."""
+        """As :meth:`lm_runtime.model.StepModel.stepper`."""
         first, second = self._models
         return _InterpolatedStepper(
             first.stepper(state[: self._cut]), second.stepper(state[self._cut :]), self.weight

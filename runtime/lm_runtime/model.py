@@ -57,6 +57,9 @@ class StepModel(Protocol):
     def step(self, token: NDArray[np.int64], state: State) -> tuple[NDArray[np.float32], State]:
         """Read ``token`` ``(batch, time)``; return logits ``(batch, time, vocab)`` and the new state."""
 
+    def advance(self, token: NDArray[np.int64], state: State) -> State:
+        """Read ``token`` as :meth:`step` does, for the state alone; what can be left out is."""
+
     def stepper(self, state: State) -> Stepper:
         """Take many single steps from ``state``."""
 
@@ -68,8 +71,11 @@ class StepModel(Protocol):
 class BundleModel(StepModel, Protocol):
     """A step model that comes from a bundle."""
 
+    folder: Path
     config: BundleConfig
     defaults: SamplingParams
+    precision: Precision
+    provider: str
 
 
 def open_bundle(folder: Path, config: BundleConfig, weights: str) -> tuple[Tokenizer, SamplingParams]:
@@ -116,7 +122,7 @@ class OnnxModel:
                 else f"{folder} has no {precision} graph"
             )
         self.tokenizer, self.defaults = open_bundle(self.folder, self.config, graph)
-        self.precision = precision
+        self.precision: Precision = precision
         self.states = self.config.states
         self._session = _open_session(self.folder / graph, provider, threads)
         self.provider = "cuda" if self._session.get_providers()[0] == _PROVIDERS["cuda"] else "cpu"
@@ -138,7 +144,7 @@ class OnnxModel:
         return logits, tuple(after)
 
     def advance(self, token: NDArray[np.int64], state: State) -> State:
-        """Read ``token`` as :meth:`step` does, for the state alone; what can be left out is."""
+        """As :meth:`StepModel.advance`."""
         feeds = dict(zip(self._input_names, (token, *state), strict=True))
         if self._skips_logits:
             feeds[LOGITS_FROM] = np.array([token.shape[1]])
@@ -226,8 +232,7 @@ def read(model: StepModel, ids: Sequence[int], state: State) -> State:
     """Read ``ids`` into a state of batch 1, up to :data:`READ_TOKENS` in one call."""
     token = np.array(ids, dtype=np.int64)[None]
     for start in range(0, token.shape[1], READ_TOKENS):
-        part = token[:, start : start + READ_TOKENS]
-        state = model.advance(part, state) if isinstance(model, OnnxModel) else model.step(part, state)[1]
+        state = model.advance(token[:, start : start + READ_TOKENS], state)
     return state
 
 

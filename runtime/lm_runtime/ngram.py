@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lm_runtime.bundle import CONFIG, TABLES, StateTensor, read_config
+from lm_runtime.bundle import CONFIG, TABLES, Precision, StateTensor, read_config
 from lm_runtime.files import UnusableFileError
 from lm_runtime.model import open_bundle
 from lm_runtime.ngram_tables import NgramTables
@@ -120,7 +120,7 @@ class NgramModel:
         self._trie = _Trie(tables)
 
     def step(self, token: NDArray[np.int64], state: State) -> tuple[NDArray[np.float32], State]:
-        """As :meth:`lm_runtime.model.OnnxModel.step`."""
+        """As :meth:`lm_runtime.model.StepModel.step`."""
         (context,) = state
         logits = np.empty((*token.shape, self.tables.vocab_size), dtype=np.float32)
         for row, ids, before in zip(logits, token.tolist(), context.tolist(), strict=True):
@@ -128,8 +128,12 @@ class NgramModel:
             for values, id_ in zip(row, ids, strict=True):
                 nodes = self._trie.read(nodes, id_)
                 self._trie.fill(values, nodes)
-        after = np.concatenate([context, token + 1], axis=1)  # (batch, order - 1 + time)
-        return logits, (after[:, token.shape[1] :],)
+        return logits, self.advance(token, state)
+
+    def advance(self, token: NDArray[np.int64], state: State) -> State:
+        """As :meth:`lm_runtime.model.StepModel.advance`."""
+        after = np.concatenate([state[0], token + 1], axis=1)  # (batch, order - 1 + time)
+        return (after[:, token.shape[1] :],)
 
     def stepper(self, state: State) -> NgramStepper:
         """Take many single steps from ``state``, faster than by :meth:`step`."""
@@ -148,7 +152,11 @@ class NgramBundle(NgramModel):
         UnusableFileError: the bundle is incomplete, damaged, of another format, or contradicts itself.
     """
 
+    precision: Precision = "fp32"
+    provider = "cpu"
+
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.config = read_config(folder)
         tokenizer, self.defaults = open_bundle(folder, self.config, TABLES)
         tables = NgramTables.read(folder / TABLES)

@@ -107,18 +107,35 @@ class NgramTables:
         """
         try:
             with path.open("rb") as file:
-                header = file.readline(_LONGEST_HEADER)
-                data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if header else b""
-            tables = cls(**_read_arrays(header, data))
-            _check(tables)
+                empty = path.stat().st_size == 0
+                data = b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            return cls.from_bytes(data)
         except FileNotFoundError:
             raise UnusableFileError(path, "no such file") from None
         except IsADirectoryError:
             raise UnusableFileError(path, "a folder, where a file of n-grams is needed") from None
+        except ValueError as error:
+            raise UnusableFileError(path, str(error)) from None
+
+    @classmethod
+    def from_bytes(cls, data: bytes | memoryview | mmap.mmap) -> NgramTables:
+        """The tables in the content of a file; they are views of ``data``.
+
+        Raises:
+            ValueError: it is damaged, or of another format.
+        """
+        try:
+            start = bytes(data[:_LONGEST_HEADER])
+            tables = cls(**_read_arrays(start[: start.find(b"\n") + 1], data))
+            _check(tables)
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             problem = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UnusableFileError(path, f"not a file of n-grams, or damaged ({problem})") from None
+            raise ValueError(f"not a file of n-grams, or damaged ({problem})") from None
         return tables
+
+    def to_bytes(self) -> bytes:
+        """The content of the file that :meth:`write` writes."""
+        return b"".join(self._file_parts())
 
 
 def _layout(vocab_size: int, counts: Sequence[int]) -> Iterator[tuple[str, int, str, int]]:
@@ -133,7 +150,7 @@ def _layout(vocab_size: int, counts: Sequence[int]) -> Iterator[tuple[str, int, 
             yield "offsets", index, "<u4", count + 1
 
 
-def _read_arrays(header: bytes, data: bytes | mmap.mmap) -> dict[str, Any]:
+def _read_arrays(header: bytes, data: bytes | memoryview | mmap.mmap) -> dict[str, Any]:
     """The attributes of the tables, by the sizes that the header says."""
     if not header.startswith(b"{") or not header.endswith(b"\n") or len(header) % _ALIGNMENT:
         raise ValueError("no header")

@@ -16,8 +16,7 @@ import torch
 from lm_runtime.files import UnusableFileError, write_whole
 from lm_runtime.tokenizer import Tokenizer
 from lm_trainer.config import ModelConfig
-from lm_trainer.families import make_model
-from lm_trainer.model import LanguageModel
+from lm_trainer.families import Model, restore
 
 FORMAT = "steplm checkpoint"
 FORMAT_VERSION = 1
@@ -131,21 +130,32 @@ def _check_content(path: Path, content: dict[str, Any]) -> None:
         raise UnusableFileError(path, "damaged: the held-out text has tokens that are not in the vocabulary")
 
 
-def restore_model(path: Path, content: dict[str, Any]) -> tuple[LanguageModel, Tokenizer]:
-    """The model and the tokenizer of a checkpoint.
+def restore_config(path: Path, content: dict[str, Any]) -> tuple[ModelConfig, Tokenizer]:
+    """The model's configuration and the tokenizer of a checkpoint.
 
     Raises:
-        UnusableFileError: the weights do not fit the configuration.
+        UnusableFileError: they do not fit each other.
     """
     try:
         config = ModelConfig(**content["model_config"])
-        model = make_model(config, torch.Generator())
-        model.load_state_dict(content["model"])
         tokenizer = Tokenizer(content["tokenizer"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise UnusableFileError(path, f"damaged: {str(error).splitlines()[0]}") from None
     if tokenizer.vocab_size != config.vocab_size:
         raise UnusableFileError(
             path, f"damaged: {tokenizer.vocab_size} tokens, where the model has {config.vocab_size}"
         )
-    return model, tokenizer
+    return config, tokenizer
+
+
+def restore_model(path: Path, content: dict[str, Any]) -> tuple[Model, Tokenizer]:
+    """The model and the tokenizer of a checkpoint.
+
+    Raises:
+        UnusableFileError: the weights do not fit the configuration.
+    """
+    config, tokenizer = restore_config(path, content)
+    try:
+        return restore(config, content["model"]), tokenizer
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UnusableFileError(path, f"damaged: {str(error).splitlines()[0]}") from None

@@ -16,6 +16,7 @@ from lm_runtime.commands import Command, file_size, imports, note
 from lm_trainer.config import FAMILIES, PRESETS
 
 if TYPE_CHECKING:
+    from lm_trainer.ngram_training import NgramTrainer
     from lm_trainer.training import Progress, Report, Trainer
 
 _EXAMPLES = """
@@ -26,6 +27,7 @@ Examples:
   lm-train my-folder --tokenizer word --hidden-size 512 --epochs 10 --out my-run
   lm-train ptb --preset tutorial --out ptb-run
   lm-train ptb --preset tutorial --model gru --out ptb-gru
+  lm-train ptb --preset tutorial --model ngram --order 3 --out ptb-3gram
   lm-train --out my-run --resume            go on where the run stopped
 
 \b
@@ -76,6 +78,7 @@ Presets:
 @click.option("--hidden-size", type=int, help="Width of each hidden layer.")
 @click.option("--layers", type=int, help="Number of recurrent layers.")
 @click.option("--window", type=int, help="Tokens that --model window predicts from; 5 if not given.")
+@click.option("--order", type=int, help="Longest n-grams of --model ngram; 5 if not given.")
 @click.option(
     "--tied/--no-tied", type=bool, default=None, help="Share the embedding's weights with the output layer."
 )
@@ -170,7 +173,7 @@ def main(
         checkpoint_seconds,
         note,
     )
-    if trainer.progress.epoch < trainer.config.epochs:
+    if trainer.progress.epoch < trainer.epochs:
         (out / run.SUMMARY).unlink(missing_ok=True)
         try:
             with _Terminal(trainer) as report:
@@ -201,11 +204,11 @@ def _was_given(name: str) -> bool:
 class _Terminal:
     """The progress bar; without a terminal, a line every half minute."""
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: Trainer | NgramTrainer) -> None:
         from tqdm import tqdm
 
-        self._per_step = trainer.config.batch_size * trainer.config.seq_len
-        self._epochs = trainer.config.epochs
+        self._per_step = trainer.tokens_per_step
+        self._epochs = trainer.epochs
         live = sys.stderr.isatty()
         self._bar = tqdm(
             total=trainer.total_steps * self._per_step,
@@ -240,8 +243,9 @@ class _Terminal:
 
     def _epoch(self, record: dict[str, Any]) -> None:
         self._bar.write(
-            f"epoch {record['epoch']}/{self._epochs}: train perplexity {record['train_perplexity']:.2f}, "
-            f"valid {record['valid_perplexity']:.2f}{' (best)' if record['best'] else ''}, "
+            f"epoch {record['epoch']}/{self._epochs}: "
+            + (f"train perplexity {record['train_perplexity']:.2f}, " if "train_perplexity" in record else "")
+            + f"valid {record['valid_perplexity']:.2f}{' (best)' if record['best'] else ''}, "
             f"{record['seconds']:.0f} s",
             file=self._bar.fp,
         )

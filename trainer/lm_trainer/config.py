@@ -6,6 +6,9 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from lm_runtime.bundle import NGRAM_TYPE
+from lm_runtime.ngram_tables import HIGHEST_ORDER
+
 
 @dataclass(frozen=True)
 class TokenizerConfig:
@@ -35,7 +38,9 @@ class Family:
     """Values that presets, which are made for all families, do not name."""
 
 
-_RECURRENT = {"window": (0, "what it has read is in its state")}
+_IN_STATE = "what it has read is in its state"
+_RECURRENT = {"window": (0, _IN_STATE), "order": (0, _IN_STATE)}
+_NO_LAYERS = "it has tables, no layers"
 FAMILIES = {
     "lstm": Family("long short-term memory network, LSTM (Hochreiter and Schmidhuber 1997)", _RECURRENT),
     "gru": Family("network of gated recurrent units, GRU (Cho et al. 2014)", _RECURRENT),
@@ -45,8 +50,18 @@ FAMILIES = {
         {
             "num_layers": (1, "it has one hidden layer"),
             "tied": (False, "its embedding has a row that its output layer has not"),
+            "order": (0, "it sees as many tokens as its window has"),
         },
         {"window": 5},
+    ),
+    NGRAM_TYPE: Family(
+        "n-gram model, interpolated modified Kneser-Ney (Chen and Goodman 1998)",
+        {
+            **dict.fromkeys(("embedding_dim", "hidden_size", "num_layers"), (0, _NO_LAYERS)),
+            "tied": (False, _NO_LAYERS),
+            "window": (0, "it sees one token less than its order"),
+        },
+        {"order": 5},
     ),
 }
 
@@ -69,6 +84,8 @@ class ModelConfig:
     """The family, one of :data:`FAMILIES`."""
     window: int = 0
     """How many tokens a ``window`` model predicts the next one from; 0 in the other families."""
+    order: int = 0
+    """The length of the longest n-grams of an ``ngram`` model; 0 in the other families."""
 
     def __post_init__(self) -> None:
         if self.vocab_size < 3:
@@ -82,11 +99,15 @@ class ModelConfig:
                 raise ValueError(
                     f"{name} must be {value} with {self.model_type} ({reason}), got {getattr(self, name)}"
                 )
-        _within("embedding_dim", self.embedding_dim, 1, 1 << 16)
-        _within("hidden_size", self.hidden_size, 1, 1 << 16)
-        _within("num_layers", self.num_layers, 1, 64)
-        if "window" not in FAMILIES[self.model_type].fixed:
-            _within("window", self.window, 2, 1 << 10)
+        for name, low, high in (
+            ("embedding_dim", 1, 1 << 16),
+            ("hidden_size", 1, 1 << 16),
+            ("num_layers", 1, 64),
+            ("window", 2, 1 << 10),
+            ("order", 1, HIGHEST_ORDER),
+        ):
+            if name not in FAMILIES[self.model_type].fixed:
+                _within(name, getattr(self, name), low, high)
         if self.tied and self.embedding_dim != self.hidden_size:
             raise ValueError(
                 f"tied weights need embedding_dim equal to hidden_size, got {self.embedding_dim} and "
@@ -94,6 +115,8 @@ class ModelConfig:
             )
 
     def __str__(self) -> str:
+        if self.model_type == NGRAM_TYPE:
+            return f"{self.model_type} of order {self.order}"
         read = f"{self.window} x {self.embedding_dim}" if self.window else f"{self.embedding_dim}"
         return f"{self.model_type} {read} -> {self.num_layers} x {self.hidden_size}"
 
@@ -163,8 +186,11 @@ class Preset:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Every value by its field's name."""
-        return {**dataclasses.asdict(self.tokenizer), **self.model, **dataclasses.asdict(self.training)}
+        """Every value by its field's name; n-grams are counted, without an optimization."""
+        values = {**dataclasses.asdict(self.tokenizer), **self.model}
+        if self.model.get("model_type") == NGRAM_TYPE:
+            return values
+        return {**values, **dataclasses.asdict(self.training)}
 
     def with_options(self, given: dict[str, Any]) -> Preset:
         """The preset with the values ``given`` in place of its own, each by its field's name.
@@ -179,6 +205,8 @@ class Preset:
 
         tokenizer = dataclasses.replace(self.tokenizer, **part(TokenizerConfig))
         model_type = given.get("model_type", ModelConfig.model_type)
+        if model_type == NGRAM_TYPE and (unused := list(part(TrainingConfig))):
+            raise ValueError(f"{unused[0]} is of no use to {model_type}: it is counted in one pass")
         family = FAMILIES[model_type]
         own = {**family.defaults, **{name: value for name, (value, _) in family.fixed.items()}}
         model = {

@@ -87,11 +87,6 @@ def drop(x: Tensor, probability: float, generator: torch.Generator | None) -> Te
     return x * keep / (1 - probability)
 
 
-def parameter_count(model: nn.Module) -> int:
-    """How many numbers are learned; shared ones count once."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 class TorchStepModel:
     """The torch model in the form that :mod:`lm_runtime` generates and scores with."""
 
@@ -102,16 +97,24 @@ class TorchStepModel:
 
     @torch.no_grad()
     def step(self, token: NDArray[np.int64], state: State) -> tuple[NDArray[np.float32], State]:
-        """As :meth:`lm_runtime.model.OnnxModel.step`."""
-        device = self._model.device
-        logits, after = self._model(
-            torch.from_numpy(token).to(device),
-            tuple(torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in state),
-        )
+        """As :meth:`lm_runtime.model.StepModel.step`."""
+        logits, after = self._model(*self._on_device(token, state))
         return logits.cpu().numpy(), tuple(tensor.cpu().numpy() for tensor in after)
 
+    @torch.no_grad()
+    def advance(self, token: NDArray[np.int64], state: State) -> State:
+        """As :meth:`lm_runtime.model.StepModel.advance`."""
+        _, after = self._model.read(*self._on_device(token, state))
+        return tuple(tensor.cpu().numpy() for tensor in after)
+
+    def _on_device(self, token: NDArray[np.int64], state: State) -> tuple[Tensor, TorchState]:
+        device = self._model.device
+        return torch.from_numpy(token).to(device), tuple(
+            torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in state
+        )
+
     def stepper(self, state: State) -> Stepper:
-        """As :meth:`lm_runtime.model.OnnxModel.stepper`."""
+        """As :meth:`lm_runtime.model.StepModel.stepper`."""
         return PlainStepper(self.step, state)
 
     @property

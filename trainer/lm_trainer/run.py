@@ -17,18 +17,19 @@ from typing import Any
 
 import torch
 
-from lm_runtime.bundle import TOKENIZER
+from lm_runtime.bundle import NGRAM_TYPE, TOKENIZER
 from lm_runtime.files import UnusableFileError, folder_beside, holds_something, write_text
 from lm_runtime.generation import generate
 from lm_runtime.params import SamplingParams
 from lm_runtime.tokenizer import Tokenizer
 from lm_trainer.baselines import unigram_perplexity
-from lm_trainer.checkpoint import BEST, LAST, load_checkpoint, restore_model
+from lm_trainer.checkpoint import BEST, LAST, load_checkpoint, restore_config, restore_model
 from lm_trainer.config import ModelConfig, Preset, TrainingConfig
 from lm_trainer.corpus import encode_corpus, find_corpus, texts, token_path
-from lm_trainer.families import make_model
+from lm_trainer.families import make_model, parameter_count, step_model, text_loss
 from lm_trainer.metrics import CURVE, METRICS, MetricsLog, draw_curve
-from lm_trainer.model import LanguageModel, TorchStepModel, negative_log_likelihood, parameter_count
+from lm_trainer.model import LanguageModel
+from lm_trainer.ngram_training import NgramTrainer
 from lm_trainer.token_file import Ids, TokenFile, split_figures
 from lm_trainer.training import Trainer
 from lm_trainer.vocabulary import make_tokenizer
@@ -166,8 +167,7 @@ def _prepare(run: Path, corpus_argument: str, preset: Preset, device: torch.devi
         "threads": torch.get_num_threads(),
         "device": device.type,
     }
-    model = make_model(model_config, torch.Generator().manual_seed(preset.training.seed)).to(device)
-    _trainer(run, model, preset.training, tokenizer, facts, math.inf).save()
+    _trainer(run, model_config, preset.training, tokenizer, facts, device, math.inf).save()
 
 
 def _resolved(corpus_argument: str) -> str:
@@ -183,7 +183,7 @@ def resume(
     device: torch.device,
     checkpoint_seconds: float,
     tell: Tell,
-) -> Trainer:
+) -> Trainer | NgramTrainer:
     """Take a run up at its last checkpoint.
 
     Args:
@@ -200,16 +200,18 @@ def resume(
     """
     path = run / LAST
     content = load_checkpoint(path)
-    model, tokenizer = restore_model(path, content)
+    model_config, tokenizer = restore_config(path, content)
     own = {
         **content["tokenizer_config"],
         **content["training_config"],
-        **dataclasses.asdict(model.config),
+        **dataclasses.asdict(model_config),
     }
     own["vocab_size"] = content["tokenizer_config"]["vocab_size"]  # what was asked for
     own["corpus"] = content["corpus"]["argument"]
     wanted = given if corpus_argument is None else {**given, "corpus": _resolved(corpus_argument)}
     for name, value in wanted.items():
+        if name not in own:
+            raise ValueError(f"{name} is of no use to {model_config.model_type}: it is counted in one pass")
         if name != "epochs" and own[name] != value:
             raise ValueError(
                 f"--resume goes on with the run's own settings: {name} is {own[name]}, not {value}"
@@ -221,38 +223,46 @@ def resume(
         tell(f"note: begun on {facts['device']}: the run goes on here, but not bit for bit")
         facts["device"] = device.type
     try:
-        config = TrainingConfig(
-            **{**content["training_config"], "epochs": given.get("epochs", own["epochs"])}
-        )
-        trainer = _trainer(run, model.to(device), config, tokenizer, facts, checkpoint_seconds)
+        longer = {"epochs": given["epochs"]} if "epochs" in given else {}
+        config = TrainingConfig(**{**content["training_config"], **longer})
+        trainer = _trainer(run, model_config, config, tokenizer, facts, device, checkpoint_seconds)
         trainer.resume(content)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UnusableFileError(path, f"damaged: {str(error).splitlines()[0]}") from None
-    tell(f"{model.config}: {parameter_count(model):,} parameters, {config.precision} on {device}")
+    tell(f"{model_config}{_measures(trainer)}")
     if trainer.progress.step:
         tell(f"resumed from {path}: step {trainer.progress.step:,} of {trainer.total_steps:,}")
     return trainer
 
 
+def _measures(trainer: Trainer | NgramTrainer) -> str:
+    if isinstance(trainer, NgramTrainer):
+        return ""
+    count, precision = parameter_count(trainer.model), trainer.config.precision
+    return f": {count:,} parameters, {precision} on {trainer.model.device}"
+
+
 def _trainer(
     run: Path,
-    model: LanguageModel,
+    model_config: ModelConfig,
     config: TrainingConfig,
     tokenizer: Tokenizer,
     facts: dict[str, Any],
+    device: torch.device,
     checkpoint_seconds: float,
-) -> Trainer:
-    return Trainer(
-        run,
-        model,
-        config,
-        train=_split(run, facts, "train"),
-        valid=_split(run, facts, "valid"),
-        eos_id=tokenizer.eos_id,
-        facts=facts,
-        metrics=MetricsLog(run / METRICS),
-        checkpoint_seconds=checkpoint_seconds,
-    )
+) -> Trainer | NgramTrainer:
+    """What trains a new model; that of a checkpoint is taken up by its ``resume``."""
+    common: dict[str, Any] = {
+        "train": _split(run, facts, "train"),
+        "valid": _split(run, facts, "valid"),
+        "eos_id": tokenizer.eos_id,
+        "facts": facts,
+        "metrics": MetricsLog(run / METRICS),
+    }
+    if model_config.model_type == NGRAM_TYPE:
+        return NgramTrainer(run, model_config, **common)
+    model = make_model(model_config, torch.Generator().manual_seed(config.seed)).to(device)
+    return Trainer(run, model, config, **common, checkpoint_seconds=checkpoint_seconds)
 
 
 def _split(run: Path, facts: dict[str, Any], name: str) -> Ids:
@@ -286,7 +296,8 @@ def finish(run: Path, device: torch.device, sample_tokens: int) -> dict[str, Any
     path = run / BEST
     content = load_checkpoint(path)
     model, tokenizer = restore_model(path, content)
-    model.to(device)
+    if isinstance(model, LanguageModel):
+        model.to(device)
     splits = content["corpus"]["splits"]
     best, last = content["progress"], load_checkpoint(run / LAST)["progress"]
     baselines = {
@@ -305,13 +316,11 @@ def finish(run: Path, device: torch.device, sample_tokens: int) -> dict[str, Any
         "valid": split_figures(best["valid_loss"], splits["valid"]),
     }
     if "test" in splits and splits["test"]["tokens"]:
-        loss = negative_log_likelihood(model, _split(run, content, "test"), tokenizer.eos_id)
+        loss = text_loss(model, _split(run, content, "test"), tokenizer.eos_id)
         summary["test"] = split_figures(loss / splits["test"]["tokens"], splits["test"])
     draw_curve(run, baselines)
     params = SamplingParams(max_tokens=sample_tokens)
-    seed = content["training_config"]["seed"]
-    write_text(
-        run / SAMPLE, "".join(generate(TorchStepModel(model, tokenizer), "", params, seed=seed)) + "\n"
-    )
+    seed = content["training_config"].get("seed", 0)
+    write_text(run / SAMPLE, "".join(generate(step_model(model, tokenizer), "", params, seed=seed)) + "\n")
     write_text(run / SUMMARY, json.dumps(summary, indent=2) + "\n")
     return summary

@@ -156,8 +156,12 @@ class Trainer:
             )
         self.windows = (self._column - 1) // config.seq_len
         """Windows in an epoch."""
+        self.epochs = config.epochs
+        """Passes over the training text."""
         self.total_steps = self.windows * config.epochs
         """Steps in the whole run."""
+        self.tokens_per_step = config.batch_size * config.seq_len
+        """Tokens that each step trains on."""
         self._log_windows = min(LOG_STEPS, self.windows)
         self._optimizer = make_optimizer(model, config)
         self._generator = torch.Generator(self._device).manual_seed(config.seed + 1)
@@ -167,7 +171,8 @@ class Trainer:
         self._may_break_off = False
 
     def resume(self, content: dict[str, Any]) -> None:
-        """Take up the state of a checkpoint; the model has its weights already."""
+        """Take up the state of a checkpoint."""
+        self.model.load_state_dict(content["model"])
         self.progress = Progress(**content["progress"])
         self._optimizer.load_state_dict(content["optimizer"])
         if content["device"] == self._device.type:
@@ -191,7 +196,7 @@ class Trainer:
             OSError: a file could not be written.
         """
         with self._stoppable():
-            while self.progress.epoch < self.config.epochs:
+            while self.progress.epoch < self.epochs:
                 self._epoch(report)
             if self._stop:
                 raise InterruptedRunError
@@ -286,7 +291,7 @@ class Trainer:
                 "epoch": progress.epoch + 1,
                 "loss": loss,
                 "lr": learning_rate(self.config, progress.step - 1, self.total_steps),
-                "tokens": progress.step * self.config.batch_size * self.config.seq_len,
+                "tokens": progress.step * self.tokens_per_step,
                 "seconds": round(progress.seconds, 3),
             }
         )

@@ -51,14 +51,14 @@ def main(
     """
     with imports():
         from lm_runtime import bench
-        from lm_runtime.model import OnnxModel
+        from lm_runtime.model import load
 
     bandwidth = bench.memory_bandwidth()
     report: dict[str, Any] = {"memory_bytes_per_second": bandwidth, "steps": [], "prompts": [], "graphs": []}
     precisions = [precision for precision, name in MODELS.items() if (bundle / name).exists()]
     for precision in precisions or ["fp32"]:
         options: dict[str, Any] = {"precision": precision, "provider": provider, "threads": threads}
-        model = OnnxModel(bundle, **options)
+        model = load(bundle, **options)
         size = bench.weights_bytes(model)
         report["graphs"].append(
             {
@@ -66,7 +66,7 @@ def main(
                 "provider": model.provider,
                 "load_seconds": bench.load_seconds(bundle, **options),
                 "weights_bytes": size,
-                "memory_limit_steps_per_second": bandwidth / size,
+                "memory_limit_steps_per_second": None if size is None else bandwidth / size,
             }
         )
         for batch in batches:
@@ -80,11 +80,13 @@ def main(
 def _table(report: dict[str, Any]) -> str:
     lines = [f"memory reads {report['memory_bytes_per_second'] / 1e9:.1f} GB/s", ""]
     lines.append(f"{'graph':6} {'on':5} {'load':>8} {'weights a step':>15} {'memory limit':>18}")
-    lines += [
-        f"{graph['precision']:6} {graph['provider']:5} {graph['load_seconds']:6.2f} s "
-        f"{file_size(graph['weights_bytes']):>15} {graph['memory_limit_steps_per_second']:>10,.0f} steps/s"
-        for graph in report["graphs"]
-    ]
+    for graph in report["graphs"]:
+        line = f"{graph['precision']:6} {graph['provider']:5} {graph['load_seconds']:6.2f} s "
+        if graph["weights_bytes"] is None:
+            lines.append(f"{line}{'tables':>15}")
+        else:
+            limit = graph["memory_limit_steps_per_second"]
+            lines.append(f"{line}{file_size(graph['weights_bytes']):>15} {limit:>10,.0f} steps/s")
     lines += ["", f"{'graph':6} {'batch':>5} {'graph alone':>17} {'text':>17} {'outside':>14} {'share':>6}"]
     lines += [
         f"{step['precision']:6} {step['batch']:5} {step['graph']:>8,.0f} tokens/s "

@@ -1,0 +1,299 @@
+"""Every family of models on one corpus, and the tutorial's questions: writes families.md and its pictures.
+
+    python tests/benchmarks/families.py PTB --work WORK
+
+PTB is a folder with the Penn Treebank's train.txt and valid.txt. Runs and bundles are kept in WORK: broken
+off, the command goes on; run again, it makes the page of what is there. About an hour on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+from torch.nn import functional as F
+
+from lm_runtime.scoring import perplexity
+from lm_trainer.checkpoint import load_checkpoint, restore_model
+from lm_trainer.families import make_model
+from lm_trainer.recurrent import RecurrentLM
+
+HERE = Path(__file__).resolve().parent
+NETWORK = "--preset tutorial --epochs 2"
+OPTIONS = {
+    "ngram": "--preset tutorial --model ngram",
+    "window": f"{NETWORK} --model window",
+    "rnn": f"{NETWORK} --model rnn --lr 0.0005",
+    "gru": f"{NETWORK} --model gru",
+    "lstm": f"{NETWORK} --model lstm",
+}
+COLORS = dict(zip(OPTIONS, ("tab:gray", "tab:green", "tab:orange", "tab:purple", "tab:blue"), strict=True))
+CLIPPING = ("", "--clip-norm 0.5", "--clip-value 0.5", "--clip-value 0.01", "--clip-value 0.001")
+OPTIMIZERS = ("--optimizer adam --lr 0.002", "--optimizer sgd --lr 20")
+CLIPPING_LINES = 4_000, 500
+REACH = 100
+"""How far back gradients are looked at, in tokens."""
+
+
+def command(name: str, *arguments: object) -> str:
+    """Run one of the project's commands; its progress is shown, its output returned."""
+    call = [str(Path(sys.executable).parent / name), *map(str, arguments)]
+    print("$", name, *arguments, file=sys.stderr, flush=True)
+    return subprocess.run(call, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def measure(family: str, corpus: Path, work: Path) -> dict[str, Any]:
+    """Train, export, score, generate and time one family."""
+    run, bundle = work / "runs" / family, work / "bundles" / family
+    command("lm-train", corpus, *OPTIONS[family].split(), "--out", run, "--resume")
+    command("lm-export", run, "--out", bundle, "--force")
+    score = json.loads(command("lm-score", bundle, corpus / "valid.txt", "--json"))
+    bench = json.loads(command("lm-bench", bundle, "--batch", 1, "--json"))
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {
+        "summary": json.loads((run / "summary.json").read_text()),
+        "perplexity": score["perplexity"],
+        "bytes": sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file()),
+        "rate": bench["steps"][0]["generation"],
+        "sample": command("lm-generate", bundle, "--max-tokens", 60, "--seed", 1),
+        "records": records,
+    }
+
+
+def draw_time(figures: dict[str, dict[str, Any]], path: Path) -> None:
+    """Perplexity against the seconds of training."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for family, found in figures.items():
+        steps = [record for record in found["records"] if record["event"] == "step"]
+        epochs = [record for record in found["records"] if record["event"] == "epoch"]
+        axes.loglog(
+            [record["seconds"] for record in steps],
+            [perplexity(record["loss"]) for record in steps],
+            color=COLORS[family],
+            alpha=0.35,
+            linewidth=1,
+        )
+        seconds, values = zip(
+            *((record["seconds"], record["valid_perplexity"]) for record in epochs), strict=True
+        )
+        axes.loglog(seconds, values, "o-", color=COLORS[family], label=f"{family} {values[-1]:.0f}")
+    axes.set_xlabel("seconds of training")
+    axes.set_ylabel("perplexity: valid (dots), training text (thin)")
+    axes.set_yticks([50, 100, 200, 500, 1000, 2000], labels=["50", "100", "200", "500", "1000", "2000"])
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    figure.savefig(path, dpi=110)
+
+
+def gradient_reach(model: RecurrentLM, ids: np.ndarray) -> np.ndarray:
+    """How much one prediction's loss depends on the embedding of each token before it.
+
+    Returns:
+        the gradient's norm for distances 0 to REACH - 1, a mean over texts, as a share of that of distance 0.
+    """
+    rows = ids[: 64 * (REACH + 1)].reshape(64, REACH + 1).astype(np.int64)
+    token, target = torch.from_numpy(rows[:, :-1]), torch.from_numpy(rows[:, -1])
+    kept: list[torch.Tensor] = []
+
+    def keep(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
+        output.retain_grad()
+        kept.append(output)
+
+    handle = model.embedding.register_forward_hook(keep)
+    logits, _ = model(token, model.zero_state(64))
+    torch.autograd.backward(F.cross_entropy(logits[:, -1], target, reduction="sum"))
+    handle.remove()
+    assert kept[0].grad is not None  # (time, batch, embedding)
+    norms = kept[0].grad.norm(dim=2).mean(1).flip(0).numpy()
+    return norms / norms[0]
+
+
+def draw_reach(work: Path, path: Path) -> dict[str, dict[str, float]]:
+    """The picture of vanishing gradients; returns the share that is left at some distances."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    left: dict[str, dict[str, float]] = {}
+    for family in ("rnn", "gru", "lstm"):
+        run = work / "runs" / family
+        content = load_checkpoint(run)
+        model, _ = restore_model(run, content)
+        assert isinstance(model, RecurrentLM)
+        ids = content["held_out"].numpy()
+        for label, candidate, style in (
+            ("trained", model, "-"),
+            ("before training", make_model(model.config, torch.Generator().manual_seed(0)), ":"),
+        ):
+            assert isinstance(candidate, RecurrentLM)
+            reach = gradient_reach(candidate, ids)
+            axes.semilogy(reach, style, color=COLORS[family], label=f"{family}, {label}")
+            left[f"{family}, {label}"] = {str(far): float(reach[far]) for far in (5, 10, 20, 50)}
+    axes.set_ylim(1e-12, 3)
+    axes.set_xlabel("tokens back")
+    axes.set_ylabel("gradient of one prediction's loss,\nshare of the newest token's")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=110)
+    return left
+
+
+def layouts(turns: int = 15) -> dict[str, float]:
+    """Milliseconds of the tutorial's LSTM layer, forward and backward, in each layout."""
+    times: dict[str, list[float]] = {"batch first": [], "time first": []}
+    for _ in range(turns):
+        for name, seconds in times.items():
+            torch.manual_seed(0)
+            first = name == "batch first"
+            layer = nn.LSTM(128, 1024, batch_first=first)
+            x = torch.randn(*((20, 30) if first else (30, 20)), 128, requires_grad=True)
+            begun = time.perf_counter()
+            torch.autograd.backward(layer(x)[0].sum())
+            seconds.append(time.perf_counter() - begun)
+    return {name: 1e3 * statistics.median(seconds[3:]) for name, seconds in times.items()}
+
+
+def clipping(corpus: Path, work: Path) -> list[tuple[str, list[str]]]:
+    """Valid perplexity after one epoch of a part of the corpus, for each way to clip and optimizer."""
+    part = work / "part"
+    part.mkdir(exist_ok=True)
+    for name, count in zip(("train", "valid"), CLIPPING_LINES, strict=True):
+        lines = (corpus / f"{name}.txt").read_text(encoding="utf-8").splitlines(keepends=True)[:count]
+        (part / f"{name}.txt").write_text("".join(lines), encoding="utf-8")
+    rows = []
+    for clip in CLIPPING:
+        row = []
+        for optimizer in OPTIMIZERS:
+            name = f"{optimizer} {clip}".replace("--", "").replace(" ", "-").strip("-")
+            run = work / "clipping" / name
+            options = f"--preset tutorial --epochs 1 --clip-norm 0 {optimizer} {clip} --resume".split()
+            try:
+                command("lm-train", part, *options, "--out", run)
+            except subprocess.CalledProcessError:  # the loss was no number any more
+                row.append("diverged")
+            else:
+                row.append(f"{json.loads((run / 'summary.json').read_text())['valid']['perplexity']:.1f}")
+        rows.append((clip.removeprefix("--").replace("-", " ") or "none", row))
+    return rows
+
+
+def interpolation(corpus: Path, work: Path) -> dict[str, Any]:
+    """The LSTM and the n-grams as one model, the weight fitted on the first half of valid."""
+    lines = (corpus / "valid.txt").read_text(encoding="utf-8").splitlines(keepends=True)
+    halves = [work / "valid-1.txt", work / "valid-2.txt"]
+    for half, part in zip(halves, (lines[: len(lines) // 2], lines[len(lines) // 2 :]), strict=True):
+        half.write_text("".join(part), encoding="utf-8")
+    lstm, ngram = work / "bundles/lstm", work / "bundles/ngram"
+    both = json.loads(command("lm-score", lstm, halves[1], "--with", ngram, "--fit", halves[0], "--json"))
+    alone = [json.loads(command("lm-score", bundle, halves[1], "--json")) for bundle in (lstm, ngram)]
+    return {
+        "weight": both["weight"],
+        "perplexities": [score["perplexity"] for score in (*alone, both)],
+    }
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("corpus", type=Path)
+    parser.add_argument("--work", type=Path, required=True)
+    arguments = parser.parse_args()
+    corpus, work = arguments.corpus.resolve(), arguments.work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    figures = {family: measure(family, corpus, work) for family in OPTIONS}
+    draw_time(figures, HERE / "families_time.png")
+    page = [
+        "# The families side by side",
+        "",
+        "Written by `python tests/benchmarks/families.py PTB --work WORK`, `PTB` being a folder with the "
+        "Penn Treebank's `train.txt` and `valid.txt` (929,589 and 73,760 tokens with `<eos>`, 10,000 types). "
+        f"Measured on {torch.get_num_threads()} cores ({machine()}), torch {torch.__version__}. One seed; "
+        "times are those of single runs on a machine that others use too.",
+        "",
+        "All by the same commands; networks have the tutorial's measures (embedding 128, hidden 1024, Adam, "
+        "two epochs, after which the LSTM overfits), and nothing against overfitting: baselines, as the "
+        "tutorial has them. Perplexity is `lm-score`'s, of the exported bundle without torch; tokens/s are "
+        "`lm-bench`'s, of text in fp32 at batch 1.",
+        "",
+        "| family | options of `lm-train` | valid perplexity | parameters | training | bundle | tokens/s |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for family, found in figures.items():
+        summary = found["summary"]
+        page.append(
+            f"| {family} | `{OPTIONS[family]}` | {found['perplexity']:.1f} | {summary['parameters']:,} | "
+            f"{summary['seconds']:,.0f} s | {found['bytes'] / 1e6:.1f} MB | {found['rate']:,.0f} |"
+        )
+    pair = interpolation(corpus, work)
+    lstm, ngram, both = pair["perplexities"]
+    page += [
+        "",
+        "![Perplexity against the seconds of training](families_time.png)",
+        "",
+        "Two models err in different places: LSTM and 5-gram interpolated, "
+        "`lm-score lstm valid-2.txt --with ngram --fit valid-1.txt`, the weight fitted on the first half of "
+        f"valid, scored on the second: LSTM {lstm:.1f}, n-gram {ngram:.1f}, both **{both:.1f}** (weight of "
+        f"the n-gram {pair['weight']:.3f}).",
+        "",
+        "## A sample of each",
+        "`lm-generate BUNDLE --max-tokens 60 --seed 1`, temperature 0.8, top-p 0.95:",
+        "",
+    ]
+    for family, found in figures.items():
+        page += [f"**{family}**", "```", found["sample"].strip("\n"), "```", ""]
+    left = draw_reach(work, HERE / "families_reach.png")
+    page += [
+        "## How far back a gradient reaches",
+        "The norm of the gradient of one prediction's loss by the embedding of each token before it, as a "
+        f"share of that of the newest; a mean over 64 texts of {REACH} tokens of valid.",
+        "",
+        "![The gradient's norm against the distance in tokens](families_reach.png)",
+        "",
+        "| | 5 tokens back | 10 | 20 | 50 |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    page += [
+        f"| {name} | " + " | ".join(f"{value:.1e}" for value in shares.values()) + " |"
+        for name, shares in left.items()
+    ]
+    layers = layouts()
+    page += [
+        "",
+        "## Batch first or time first",
+        "torch's LSTM layer of the tutorial (batch 20, 30 steps, 128 to 1024), forward and backward in fp32: "
+        + ", ".join(f"{name} {value:.0f} ms" for name, value in layers.items())
+        + f" (ratio {layers['batch first'] / layers['time first']:.2f}; medians, in turns). lm-train turns "
+        "the ids, which costs nothing, and works time first within.",
+        "",
+        "## Clipping by norm or by value",
+        f"The tutorial's LSTM, one epoch of the first {CLIPPING_LINES[0]:,} lines, valid perplexity on "
+        f"{CLIPPING_LINES[1]} lines:",
+        "",
+        "| clipping | " + " | ".join(f"`{optimizer}`" for optimizer in OPTIMIZERS) + " |",
+        "|---|" + "---:|" * len(OPTIMIZERS),
+    ]
+    page += [f"| {name} | {' | '.join(row)} |" for name, row in clipping(corpus, work)]
+    (HERE / "families.md").write_text("\n".join(page) + "\n", encoding="utf-8")
+    print(HERE / "families.md")
+
+
+def machine() -> str:
+    """The processor's name."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
+        if line.startswith("model name"):
+            return line.split(":")[1].strip()
+    return platform.machine()
+
+
+if __name__ == "__main__":
+    main()
