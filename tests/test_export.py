@@ -19,7 +19,7 @@ from lm_export import bundle_writer, parity
 from lm_export import quantize as quantize_module
 from lm_export.command import main
 from lm_export.graph import NEWEST_OPSET, OLDEST_OPSET, ExportError, make_step_graph
-from lm_export.quantize import quantize_int8
+from lm_export.quantize import layers_by_precision, quantize_int8
 from lm_export.recurrent import RecurrentStep
 from lm_runtime.bundle import LOGITS_FROM, BundleConfig
 from lm_runtime.generation import generate_samples
@@ -441,6 +441,31 @@ def test_a_large_output_layer_can_be_skipped_and_the_state_is_the_same(opset: in
         if not int8:  # there one scale of the activations spans the call
             assert np.abs(some - logits[:, start:]).max(initial=0) < 1e-5
         assert all(map(np.array_equal, also, states))
+
+
+@pytest.mark.parametrize(("vocabulary", "skips"), [(700, False), (27_000, True)])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("family", CELLS)
+def test_a_projection_is_in_the_graph_and_in_int8(
+    family: str, tied: bool, vocabulary: int, skips: bool
+) -> None:
+    _, config = make(2, tied, family=family)
+    sizes: dict[str, Any] = {"vocab_size": vocabulary, "embedding_dim": 40, "hidden_size": 56}
+    measures = ModelConfig(**sizes, num_layers=2, tied=tied, model_type=family, projection=40)
+    model = make_model(measures, torch.Generator().manual_seed(2))
+    config = dataclasses.replace(config, **sizes, projection=40, states=model.states)
+    graph = make_step_graph(model, config)
+    assert [node.op_type for node in graph.graph.node].count("MatMul") == 2
+    assert (LOGITS_FROM in [value.name for value in graph.graph.input]) == skips
+    assert largest_difference(model, graph) < 1e-5
+    quantized = quantize_int8(graph)
+    assert [node.op_type for node in quantized.graph.node].count("MatMulInteger") == 2
+    assert "projection" in layers_by_precision(measures)["int8"]
+    session = ort.InferenceSession(quantized.SerializeToString())
+    feeds = {name: np.zeros((2, 1, 56), np.float32) for name in ("h", "c") if name in shapes(graph)}
+    token = np.array([[5, 7]])
+    expected = model(torch.from_numpy(token), model.zero_state(1))[0].detach().numpy()
+    assert np.abs(session.run(["logits"], {"token": token, **feeds})[0] - expected).max() < 0.05
 
 
 def test_a_small_output_layer_is_not_worth_it() -> None:

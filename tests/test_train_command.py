@@ -113,6 +113,18 @@ def test_a_corpus_that_is_nowhere(invoke: Invoke, tmp_path: Path) -> None:
         (["--model", "window", "--layers", 1, "--window", 1], "window must be from 2 to 1024, got 1"),
         (["--order", 5], "order must be 0 with lstm (what it has read is in its state), got 5"),
         (["--model", "ngram"], "batch_size is of no use to ngram: it is counted in one pass"),
+        (["--projection", -1], "projection must be from 0 to 65536, got -1"),
+        (
+            ["--tied", "--projection", 20],
+            "tied weights need embedding_dim equal to projection, got 24 and 20",
+        ),
+        (["--tied"], "got 24 and 32; make them equal, give --projection 24, or --no-tied"),
+        (["--weight-drop", 1], "weight_drop must be at least 0 and below 1, got 1"),
+        (["--dropout-words", -1], "dropout_words must be at least 0 and below 1, got -1"),
+        (
+            ["--model", "window", "--layers", 1, "--locked-dropout"],
+            "locked_dropout and weight_drop are for recurrent layers, which window has not",
+        ),
         (["--precision", "int4"], "Invalid value for '--precision'"),
         (["--seed", 1 << 80], "seed must be from 0 to"),
         (["--vocab-size", 10**16], "vocab_size must be from 3 to 16777216"),

@@ -25,7 +25,7 @@ from lm_trainer.config import PRESETS, ModelConfig, TrainingConfig
 from lm_trainer.families import NETWORKS, make_model
 from lm_trainer.loss import linear_cross_entropy
 from lm_trainer.metrics import MetricsLog
-from lm_trainer.model import LanguageModel, negative_log_likelihood
+from lm_trainer.model import LanguageModel, Noise, negative_log_likelihood
 from lm_trainer.recurrent import CELLS, RecurrentLM, read_layer
 from lm_trainer.scan import scan_layer
 from lm_trainer.training import Progress, Report, Trainer, TrainingError, learning_rate
@@ -136,8 +136,8 @@ def test_a_scanned_layer_and_its_gradients_are_torch_s(family: str) -> None:
     layer, x = CELLS[family].module(5, 7).double(), draw(6, 3, 5)
     state = tuple(draw(1, 3, 7) for _ in CELLS[family].states)
     found = []
-    for read in (read_layer, scan_layer):
-        y, after = read(layer, x, state)
+    w_hidden = layer.get_parameter("weight_hh_l0")
+    for y, after in (read_layer(layer, x, state), scan_layer(layer, x, state, w_hidden)):
         loss = (y * torch.linspace(0, 1, y.numel(), dtype=torch.double).view_as(y)).sum()
         loss = loss + sum((tensor**2).sum() for tensor in after)
         found.append([y, *after, *torch.autograd.grad(loss, [x, *state, *layer.parameters()])])
@@ -214,12 +214,65 @@ def test_dropout_masks_act_and_are_scaled(family: str) -> None:
     token, state = torch.zeros((1, 5), dtype=torch.int64), model.zero_state(1)
     plain = model.read(token, state)[0]
     dropped = [
-        model.read(token, state, dropout=0.5, generator=torch.Generator().manual_seed(s))[0]
-        for s in (0, 0, 1)
+        model.read(token, state, Noise(torch.Generator().manual_seed(s), output=0.5))[0] for s in (0, 0, 1)
     ]
     assert torch.equal(dropped[0], dropped[1])
     assert not torch.equal(dropped[0], dropped[2])
     assert not torch.equal(dropped[0], plain)
+
+
+@pytest.mark.parametrize("part", ["input", "hidden", "output", "words", "weights"])
+@pytest.mark.parametrize("family", CELLS)
+def test_every_part_of_a_recurrent_model_can_be_dropped(family: str, part: str) -> None:
+    model = small_model(family, layers=2)
+    token, state = torch.arange(12).view(2, 6), model.zero_state(2)
+    plain = model.read(token, state)[0]
+    first, again, other = (
+        model.read(token, state, Noise(torch.Generator().manual_seed(seed), **{part: 0.5}))[0]
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert not torch.equal(first, plain)
+
+
+def test_a_locked_mask_is_one_for_all_steps_of_each_row() -> None:
+    model = small_model("lstm")
+    token, state = torch.arange(12).view(2, 6), model.zero_state(2)
+    noise = Noise(torch.Generator().manual_seed(0), output=0.5, locked=True)
+    dropped = model.read(token, state, noise)[0] == 0  # (batch, time, hidden)
+    assert torch.equal(dropped, dropped[:, :1].expand_as(dropped))
+    assert not torch.equal(dropped[0], dropped[1])
+    assert 0.2 < dropped.float().mean() < 0.8
+
+
+def test_a_dropped_word_is_dropped_wherever_it_stands() -> None:
+    token = torch.tensor([[3, 1, 4], [1, 5, 9], [2, 6, 5], [3, 5, 8]])
+    x = Noise(torch.Generator().manual_seed(0), words=0.5).on_words(torch.ones(4, 3, 7), token, 10)
+    assert set(x.unique().tolist()) == {0.0, 2.0}
+    for word in token.unique():
+        assert len(x[token == word].unique()) == 1
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("family", CELLS)
+def test_dropped_weights_act_and_gradients_reach_the_raw_ones(family: str, precision: str) -> None:
+    """A third of the elements of the state's matrix has no gradient at a step, others at the next."""
+    model = small_model(family)
+    token = torch.from_numpy(IDS[:60].astype(np.int64)).view(2, 30)
+    noise = Noise(torch.Generator().manual_seed(0), weights=1 / 3)
+    weight = model.get_parameter("layers.0.weight_hh_l0")
+    before, dropped = weight.detach().clone(), []
+    for _ in range(2):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            x, _ = model.read(token, model.zero_state(2), noise)
+        torch.autograd.backward(x.float().sum())
+        assert weight.grad is not None
+        dropped.append(weight.grad == 0)
+        assert 0.25 < dropped[-1].float().mean() < 0.42
+    assert not torch.equal(*dropped)
+    assert torch.equal(weight, before)
 
 
 @pytest.mark.parametrize("family", NETWORKS)
@@ -278,7 +331,9 @@ def test_a_run_of_any_family_goes_on_from_its_checkpoint_to_the_same_bits(
             raise KilledError
 
     settings: dict[str, Any] = {"family": family, "layers": 2, "epochs": 2, "dropout": 0.3}
-    settings["precision"] = precision
+    settings |= {"precision": precision, "dropout_input": 0.1, "dropout_words": 0.1}
+    if family in CELLS:
+        settings |= {"locked_dropout": True, "weight_drop": 0.2}
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
     whole = make_trainer(tmp_path / "whole", **settings)

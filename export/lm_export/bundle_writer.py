@@ -135,6 +135,7 @@ def _configuration(model: Model, tokenizer: Tokenizer, content: dict[str, Any], 
         vocabulary_sha256=tokenizer.vocabulary_sha256,
         window=measures.window,
         order=measures.order,
+        projection=measures.projection,
         training={
             "corpus": content["corpus"]["name"],
             "train_tokens": splits["train"]["tokens"],

@@ -69,7 +69,8 @@ def _measures(config: BundleConfig) -> str:
         return (
             f"{config.window} tokens, embedding {config.embedding_dim}, hidden layer of {config.hidden_size}"
         )
-    return f"embedding {config.embedding_dim}, {config.num_hidden_layers} x {config.hidden_size}"
+    projected = f", projected to {config.projection}" if config.projection else ""
+    return f"embedding {config.embedding_dim}, {config.num_hidden_layers} x {config.hidden_size}{projected}"
 
 
 def _valid(figures: dict[str, Any] | None) -> str:

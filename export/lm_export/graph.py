@@ -99,6 +99,10 @@ def _let_skip_logits(graph: onnx.GraphProto) -> None:
     add = made_by[LOGITS]
     product = next(made_by[name] for name in add.input if name in made_by)
     transpose = made_by[product.input[0]]
+    between = {*product.output}
+    while transpose.op_type == "MatMul":  # the projection
+        between.update(transpose.output)
+        transpose = made_by[transpose.input[0]]
     if (add.op_type, product.op_type, transpose.op_type) != ("Add", "MatMul", "Transpose"):
         raise ExportError("the output layer is not where it was looked for")
     hidden = transpose.input[0]  # (time, batch, hidden)
@@ -111,7 +115,7 @@ def _let_skip_logits(graph: onnx.GraphProto) -> None:
     place = list(graph.node).index(transpose)
     graph.node.insert(place, onnx.helper.make_node("Slice", [hidden, LOGITS_FROM, "to_the_end"], [wanted]))
     # How many logits there are is no longer the number of tokens.
-    stale = {*transpose.output, *product.output}
+    stale = {*transpose.output, *between}
     kept = [value for value in graph.value_info if value.name not in stale]
     del graph.value_info[:]
     graph.value_info.extend(kept)

@@ -23,6 +23,8 @@ _FP32_ONLY = {"GRU", "RNN"}
 def layers_by_precision(model: ModelConfig) -> dict[str, list[str]]:
     """The layers of a quantized graph that are in ``int8`` and those that stay in ``fp32``, in words."""
     layers: dict[str, list[str]] = {"int8": ["embedding", "output layer"], "fp32": []}
+    if model.projection:
+        layers["int8"].insert(1, "projection")
     cell = CELLS.get(model.model_type)
     if cell is None:
         layers["int8"].insert(1, "hidden layer")

@@ -29,6 +29,7 @@ class RecurrentStep(nn.Module):
     def __init__(self, model: RecurrentLM) -> None:
         super().__init__()
         self.embedding = model.embedding
+        self.projection = model.projection
         self.head = model.head
         self.family = model.config.model_type
         self.spare_row = model.cell.onnx_spare_row
@@ -60,7 +61,7 @@ class RecurrentStep(nn.Module):
         state = tuple(after[0]) if single else tuple(map(torch.cat, zip(*after, strict=True)))
         if self.spare_row:
             x, state = x[:, :batch], tuple(tensor[:, :batch] for tensor in state)
-        return self.head(x.transpose(0, 1)), state
+        return self.head(self.projection(x.transpose(0, 1))), state
 
 
 def _onnx_order(cell: Cell, matrix: Tensor) -> Tensor:

@@ -26,6 +26,8 @@ MODELS = {"fp32": "onnx/model.onnx", "int8": "onnx/model_quantized.onnx"}
 """The graph's file for each precision."""
 NGRAM_TYPE = "ngram"
 """The ``model_type`` of a bundle that has tables in place of a graph."""
+HIGHEST_ORDER = 32
+"""Of an n-gram model."""
 TABLES = "ngram/model.ngram"
 """The file of the tables."""
 ARPA = "ngram/model.arpa"
@@ -108,6 +110,8 @@ class BundleConfig:
     """How many tokens a ``window`` model predicts the next one from; 0 in the other families."""
     order: int = 0
     """The length of the longest n-grams of an ``ngram`` model; 0 in the other families."""
+    projection: int = 0
+    """The width to which the last hidden layer is brought for the output layer; 0 where it is not."""
     training: dict[str, Any] = field(default_factory=dict)
     """Facts about the training: corpus, steps, perplexities."""
     parity: dict[str, Any] = field(default_factory=dict)

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lm_runtime.bundle import HIGHEST_ORDER
 from lm_runtime.files import UnusableFileError, write_whole
 
-HIGHEST_ORDER = 32
 LARGEST_VOCABULARY = 1 << 24
 
 _FORMAT = "steplm ngram"

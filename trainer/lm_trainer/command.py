@@ -85,7 +85,20 @@ Presets:
 @click.option("--epochs", type=int, help="Passes over the text.")
 @click.option("--batch-size", type=int, help="Columns read side by side.")
 @click.option("--seq-len", type=int, help="Steps of backpropagation.")
+@click.option(
+    "--projection", type=int, help="Width between the last hidden and the output layer; 0 for none."
+)
 @click.option("--dropout", type=float, help="Probability of dropping an activation between layers.")
+@click.option("--dropout-input", type=float, help="The same before the first layer, where it is to differ.")
+@click.option("--dropout-output", type=float, help="The same before the output layer, where it is to differ.")
+@click.option("--dropout-words", type=float, help="Probability of dropping a word's embedding.")
+@click.option(
+    "--locked-dropout/--no-locked-dropout",
+    type=bool,
+    default=None,
+    help="Keep a dropout mask over all steps of a window.",
+)
+@click.option("--weight-drop", type=float, help="Probability of dropping a weight from state to state.")
 @click.option("--optimizer", type=click.Choice(["adam", "adamw", "sgd"]), help="How weights are updated.")
 @click.option("--lr", type=float, help="Learning rate.")
 @click.option("--weight-decay", type=float, help="L2 penalty, decoupled with adamw.")

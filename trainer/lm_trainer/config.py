@@ -6,8 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from lm_runtime.bundle import NGRAM_TYPE
-from lm_runtime.ngram_tables import HIGHEST_ORDER
+from lm_runtime.bundle import HIGHEST_ORDER, NGRAM_TYPE
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,7 @@ FAMILIES = {
             "num_layers": (1, "it has one hidden layer"),
             "tied": (False, "its embedding has a row that its output layer has not"),
             "order": (0, "it sees as many tokens as its window has"),
+            "projection": (0, "its one hidden layer can have that width itself"),
         },
         {"window": 5},
     ),
@@ -60,6 +60,7 @@ FAMILIES = {
             **dict.fromkeys(("embedding_dim", "hidden_size", "num_layers"), (0, _NO_LAYERS)),
             "tied": (False, _NO_LAYERS),
             "window": (0, "it sees one token less than its order"),
+            "projection": (0, _NO_LAYERS),
         },
         {"order": 5},
     ),
@@ -86,6 +87,8 @@ class ModelConfig:
     """How many tokens a ``window`` model predicts the next one from; 0 in the other families."""
     order: int = 0
     """The length of the longest n-grams of an ``ngram`` model; 0 in the other families."""
+    projection: int = 0
+    """The width to which a linear layer brings the last hidden layer for the output layer; 0 for none."""
 
     def __post_init__(self) -> None:
         if self.vocab_size < 3:
@@ -105,20 +108,30 @@ class ModelConfig:
             ("num_layers", 1, 64),
             ("window", 2, 1 << 10),
             ("order", 1, HIGHEST_ORDER),
+            ("projection", 0, 1 << 16),
         ):
             if name not in FAMILIES[self.model_type].fixed:
                 _within(name, getattr(self, name), low, high)
-        if self.tied and self.embedding_dim != self.hidden_size:
+        if self.tied and self.embedding_dim != self.head_size:
             raise ValueError(
                 f"tied weights need embedding_dim equal to hidden_size, got {self.embedding_dim} and "
-                f"{self.hidden_size}; make them equal or give --no-tied"
+                f"{self.head_size}; make them equal, give --projection {self.embedding_dim}, or --no-tied"
+                if not self.projection
+                else f"tied weights need embedding_dim equal to projection, got {self.embedding_dim} and "
+                f"{self.projection}; make them equal or give --no-tied"
             )
+
+    @property
+    def head_size(self) -> int:
+        """The width that the output layer reads."""
+        return self.projection or self.hidden_size
 
     def __str__(self) -> str:
         if self.model_type == NGRAM_TYPE:
             return f"{self.model_type} of order {self.order}"
         read = f"{self.window} x {self.embedding_dim}" if self.window else f"{self.embedding_dim}"
-        return f"{self.model_type} {read} -> {self.num_layers} x {self.hidden_size}"
+        projected = f" -> {self.projection}" if self.projection else ""
+        return f"{self.model_type} {read} -> {self.num_layers} x {self.hidden_size}{projected}"
 
 
 @dataclass(frozen=True)
@@ -133,6 +146,16 @@ class TrainingConfig:
     """Steps of truncated backpropagation; the state is carried on, detached."""
     dropout: float = 0.0
     """Probability that an activation between layers is dropped (Zaremba et al. 2014)."""
+    dropout_input: float | None = None
+    """The same for what the first layer reads; None is ``dropout``."""
+    dropout_output: float | None = None
+    """The same for what the output layer reads; None is ``dropout``."""
+    locked_dropout: bool = False
+    """Whether a mask stays the same over a window's steps (Gal and Ghahramani 2016)."""
+    dropout_words: float = 0.0
+    """Probability that a word's embedding is dropped, wherever the window has it (the same)."""
+    weight_drop: float = 0.0
+    """Probability that a weight from a layer's hidden state to itself is dropped (Merity et al. 2018)."""
     optimizer: str = "adam"
     """adam, adamw or sgd."""
     lr: float = 0.002
@@ -160,8 +183,9 @@ class TrainingConfig:
         _within("seed", self.seed, 0, 1 << 62)
         if self.precision not in ("fp32", "bf16"):
             raise ValueError(f"precision must be fp32 or bf16, got {self.precision}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
+        for name in ("dropout", "dropout_input", "dropout_output", "dropout_words", "weight_drop"):
+            if (value := getattr(self, name)) is not None and not 0 <= value < 1:
+                raise ValueError(f"{name} must be at least 0 and below 1, got {value}")
         if not 0 < self.lr < float("inf"):
             raise ValueError(f"lr must be above 0, got {self.lr}")
 
@@ -217,17 +241,15 @@ class Preset:
             "vocab_size": tokenizer.vocab_size,
         }
         ModelConfig(**model)  # says now what would be wrong after the tokenizer's training
-        return dataclasses.replace(
-            self,
-            tokenizer=tokenizer,
-            model=model,
-            training=dataclasses.replace(self.training, **part(TrainingConfig)),
-        )
+        training = dataclasses.replace(self.training, **part(TrainingConfig))
+        if model_type == "window" and (training.locked_dropout or training.weight_drop):
+            raise ValueError("locked_dropout and weight_drop are for recurrent layers, which window has not")
+        return dataclasses.replace(self, tokenizer=tokenizer, model=model, training=training)
 
 
 PRESETS = {
     "small": Preset(
-        "byte-level BPE, a small tied LSTM: readable text from 2 MB in three minutes on 2 cores",
+        "byte-level BPE, small and tied: readable text from 2 MB in three minutes on 2 cores",
         TokenizerConfig("bpe", 2048),
         {"embedding_dim": 256, "hidden_size": 256, "num_layers": 1, "tied": True},
         TrainingConfig(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,6 +19,51 @@ from lm_trainer.config import ModelConfig
 
 TorchState = tuple[Tensor, ...]
 """One tensor for each of the model's :attr:`LanguageModel.states`."""
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What training does to a network so that it does not learn its text by heart; nothing by default."""
+
+    generator: torch.Generator | None = None
+    """Draws the masks, on the model's device."""
+    input: float = 0.0
+    """Probability of dropping an activation that the first layer reads."""
+    hidden: float = 0.0
+    """The same between hidden layers."""
+    output: float = 0.0
+    """The same for what the output layer reads."""
+    words: float = 0.0
+    """Probability of dropping a word's embedding wherever it is read."""
+    weights: float = 0.0
+    """Probability of dropping a weight from a recurrent layer's state to itself."""
+    locked: bool = False
+    """Whether an activation's mask is the same at each step."""
+
+    def on(self, x: Tensor, probability: float) -> Tensor:
+        """Drop elements of ``x`` ``(time, ...)``, and scale the others so that the mean stays."""
+        if probability == 0:
+            return x
+        keep = x.new_empty([1, *x.shape[1:]] if self.locked else x.shape)
+        keep.bernoulli_(1 - probability, generator=self.generator).div_(1 - probability)
+        return x * keep
+
+    def on_words(self, x: Tensor, token: Tensor, vocab_size: int) -> Tensor:
+        """Drop the embeddings ``x`` ``(..., embedding)`` of some of the words ``token`` ``(...)``."""
+        if self.words == 0:
+            return x
+        keep = x.new_empty(vocab_size).bernoulli_(1 - self.words, generator=self.generator)
+        return x * keep.div_(1 - self.words)[token][..., None]
+
+    def on_weights(self, weight: Tensor) -> Tensor:
+        """Drop some of a recurrent layer's weights and scale the others; gradients reach the raw ones."""
+        if self.weights == 0:
+            return weight
+        keep = torch.empty_like(weight).bernoulli_(1 - self.weights, generator=self.generator)
+        return weight * keep.div_(1 - self.weights)
+
+
+QUIET = Noise()
 
 
 class LanguageModel(nn.Module, ABC):
@@ -53,21 +99,13 @@ class LanguageModel(nn.Module, ABC):
         )
 
     @abstractmethod
-    def read(
-        self,
-        token: Tensor,
-        state: TorchState,
-        *,
-        dropout: float = 0.0,
-        generator: torch.Generator | None = None,
-    ) -> tuple[Tensor, TorchState]:
+    def read(self, token: Tensor, state: TorchState, noise: Noise = QUIET) -> tuple[Tensor, TorchState]:
         """Read ``token``.
 
         Args:
             token: ids, int64, ``(batch, time)``.
             state: the state behind what was read before.
-            dropout: probability of dropping an activation, for training.
-            generator: draws the dropout masks, on the model's device.
+            noise: what is dropped, for training.
 
         Returns:
             what the output layer reads, ``(batch, time, hidden)``, and the state behind the last token.
@@ -77,14 +115,6 @@ class LanguageModel(nn.Module, ABC):
         """As :meth:`read`, with the logits ``(batch, time, vocab)``."""
         x, after = self.read(token, state)
         return self.head(x), after
-
-
-def drop(x: Tensor, probability: float, generator: torch.Generator | None) -> Tensor:
-    """Set activations to zero with ``probability``, and scale the others so that the mean stays."""
-    if probability == 0:
-        return x
-    keep = torch.empty_like(x).bernoulli_(1 - probability, generator=generator)
-    return x * keep / (1 - probability)
 
 
 class TorchStepModel:

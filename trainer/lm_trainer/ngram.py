@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lm_runtime.bundle import HIGHEST_ORDER
 from lm_runtime.files import write_whole
-from lm_runtime.ngram_tables import HIGHEST_ORDER, LARGEST_VOCABULARY, NgramTables
+from lm_runtime.ngram_tables import LARGEST_VOCABULARY, NgramTables
 
 FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)
 """The discounts of counts 1, 2, and 3 or more, where the counts of counts tell none."""

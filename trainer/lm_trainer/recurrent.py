@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lm_runtime.bundle import recurrent_states
 from lm_trainer.config import ModelConfig
-from lm_trainer.model import LanguageModel, TorchState, drop
+from lm_trainer.model import QUIET, LanguageModel, Noise, TorchState
 from lm_trainer.scan import scan_layer
 
 
@@ -47,7 +47,9 @@ CELLS = {
 
 
 class RecurrentLM(LanguageModel):
-    """Embedding, recurrent layers, output layer; each state tensor is ``(layers, batch, hidden)``.
+    """Embedding, recurrent layers, perhaps a projection, output layer.
+
+    Each state tensor is ``(layers, batch, hidden)``.
 
     Args:
         config: the network's measures.
@@ -64,7 +66,10 @@ class RecurrentLM(LanguageModel):
         self.layers = nn.ModuleList(
             cell.module(sizes[layer], sizes[layer + 1]) for layer in range(config.num_layers)
         )
-        self.head = nn.Linear(config.hidden_size, config.vocab_size)
+        self.projection: nn.Module = nn.Identity()
+        if config.projection:
+            self.projection = nn.Linear(config.hidden_size, config.projection, bias=False)
+        self.head = nn.Linear(config.head_size, config.vocab_size)
         if config.tied:
             self.head.weight = self.embedding.weight
         self._draw_weights(generator)
@@ -78,28 +83,33 @@ class RecurrentLM(LanguageModel):
         if not self.config.tied:
             self.embedding.weight.normal_(generator=generator)
 
-    def read(
-        self,
-        token: Tensor,
-        state: TorchState,
-        *,
-        dropout: float = 0.0,
-        generator: torch.Generator | None = None,
-    ) -> tuple[Tensor, TorchState]:
+    def read(self, token: Tensor, state: TorchState, noise: Noise = QUIET) -> tuple[Tensor, TorchState]:
         """As :meth:`LanguageModel.read`."""
-        x = drop(self.embedding(token.t()), dropout, generator)  # (time, batch, embedding)
+        token = token.t()
+        x = noise.on_words(self.embedding(token), token, self.config.vocab_size)  # (time, batch, embedding)
         after = []
         # On the CPU torch's layers take far longer for the way back in mixed precision.
         scans = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
         for number, layer in enumerate(self.layers):
+            x = noise.on(x, noise.hidden if number else noise.input)
             begin = tuple(tensor[number : number + 1] for tensor in state)
+            w_hidden = noise.on_weights(layer.get_parameter("weight_hh_l0"))
             if scans:
-                x, layer_state = scan_layer(cast(nn.RNNBase, layer), x, begin)
+                x, layer_state = scan_layer(cast(nn.RNNBase, layer), x, begin, w_hidden)
+            elif noise.weights:
+                x, layer_state = read_layer(_with_weight(layer, w_hidden), x, begin)
             else:
                 x, layer_state = read_layer(layer, x, begin)
-            x = drop(x, dropout, generator)  # (time, batch, hidden)
-            after.append(layer_state)
+            after.append(layer_state)  # x is now (time, batch, hidden)
+        x = noise.on(self.projection(x), noise.output)
         return x.transpose(0, 1), tuple(map(torch.cat, zip(*after, strict=True)))
+
+
+def _with_weight(layer: nn.Module, w_hidden: Tensor) -> Callable[[Tensor, Any], Any]:
+    def call(x: Tensor, state: Any) -> Any:
+        return torch.func.functional_call(layer, {"weight_hh_l0": w_hidden}, (x, state))
+
+    return call
 
 
 def read_layer(

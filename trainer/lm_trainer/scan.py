@@ -17,16 +17,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def scan_layer(layer: nn.RNNBase, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+def scan_layer(
+    layer: nn.RNNBase, x: Tensor, state: tuple[Tensor, ...], w_hidden: Tensor
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """What ``layer`` computes of x ``(time, batch, input)`` and its state's tensors ``(1, batch, hidden)``.
 
     Products are in autocast's type where autocast is on, else in that of the weights.
 
+    Args:
+        layer: torch's layer.
+        x: what it reads.
+        state: where it begins.
+        w_hidden: in place of its weights from the hidden state to itself, ``(gates * hidden, hidden)``.
+
     Returns:
         y ``(time, batch, hidden)`` in the products' type, and the state behind the last step in its own.
     """
-    w_input, w_hidden, b_input, b_hidden = (
-        layer.get_parameter(f"{name}_l0") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    w_input, b_input, b_hidden = (
+        layer.get_parameter(f"{name}_l0") for name in ("weight_ih", "bias_ih", "bias_hh")
     )
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else w_hidden.dtype

@@ -26,7 +26,7 @@ from lm_trainer.checkpoint import BEST, LAST, save_checkpoint
 from lm_trainer.config import TrainingConfig
 from lm_trainer.loss import linear_cross_entropy
 from lm_trainer.metrics import MetricsLog
-from lm_trainer.model import LanguageModel, TorchState, negative_log_likelihood
+from lm_trainer.model import LanguageModel, Noise, TorchState, negative_log_likelihood
 from lm_trainer.token_file import Ids
 
 LOG_STEPS = 50
@@ -165,6 +165,15 @@ class Trainer:
         self._log_windows = min(LOG_STEPS, self.windows)
         self._optimizer = make_optimizer(model, config)
         self._generator = torch.Generator(self._device).manual_seed(config.seed + 1)
+        self._noise = Noise(
+            self._generator,
+            config.dropout if config.dropout_input is None else config.dropout_input,
+            config.dropout,
+            config.dropout if config.dropout_output is None else config.dropout_output,
+            config.dropout_words,
+            config.weight_drop,
+            config.locked_dropout,
+        )
         self._state = model.zero_state(config.batch_size)
         self._pending = torch.zeros((), dtype=torch.float64, device=self._device)
         self._stop = False
@@ -253,7 +262,7 @@ class Trainer:
         state: TorchState = tuple(tensor.detach() for tensor in self._state)
         model, bfloat16 = self.model, config.precision == "bf16"
         with torch.autocast(self._device.type, torch.bfloat16, enabled=bfloat16):
-            x, self._state = model.read(token, state, dropout=config.dropout, generator=self._generator)
+            x, self._state = model.read(token, state, self._noise)
             loss = linear_cross_entropy(x.flatten(0, 1), model.head.weight, model.head.bias, target.flatten())
         self._optimizer.zero_grad()
         torch.autograd.backward(loss)

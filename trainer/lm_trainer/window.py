@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lm_runtime.bundle import window_states
 from lm_trainer.config import ModelConfig
-from lm_trainer.model import LanguageModel, TorchState, drop
+from lm_trainer.model import QUIET, LanguageModel, Noise, TorchState
 
 
 class WindowLM(LanguageModel):
@@ -43,17 +43,11 @@ class WindowLM(LanguageModel):
             layer.weight.uniform_(-bound, bound, generator=generator)
             layer.bias.uniform_(-bound, bound, generator=generator)
 
-    def read(
-        self,
-        token: Tensor,
-        state: TorchState,
-        *,
-        dropout: float = 0.0,
-        generator: torch.Generator | None = None,
-    ) -> tuple[Tensor, TorchState]:
+    def read(self, token: Tensor, state: TorchState, noise: Noise = QUIET) -> tuple[Tensor, TorchState]:
         """As :meth:`LanguageModel.read`."""
         read = torch.cat([state[0], token + 1], dim=1)  # (batch, window - 1 + time)
         windows = read.unfold(1, self.config.window, 1)  # (batch, time, window)
-        x = self.embedding(windows).flatten(2)  # (batch, time, window * embedding)
-        x = torch.tanh(self.hidden(drop(x, dropout, generator)))  # (batch, time, hidden)
-        return drop(x, dropout, generator), (read[:, 1 - self.config.window :],)
+        x = noise.on_words(self.embedding(windows), windows, self.embedding.num_embeddings).flatten(2)
+        # now (batch, time, window * embedding)
+        x = torch.tanh(self.hidden(noise.on(x, noise.input)))  # (batch, time, hidden)
+        return noise.on(x, noise.output), (read[:, 1 - self.config.window :],)
