@@ -201,11 +201,13 @@ def resume(
     path = run / LAST
     content = load_checkpoint(path)
     model_config, tokenizer = restore_config(path, content)
-    own = {
-        **content["tokenizer_config"],
-        **content["training_config"],
-        **dataclasses.asdict(model_config),
-    }
+    try:  # a setting that is newer than the run has its default
+        recipe = content["training_config"] and dataclasses.asdict(
+            TrainingConfig(**content["training_config"])
+        )
+    except (TypeError, ValueError) as error:
+        raise UnusableFileError(path, f"damaged: {error}") from None
+    own = {**content["tokenizer_config"], **recipe, **dataclasses.asdict(model_config)}
     own["vocab_size"] = content["tokenizer_config"]["vocab_size"]  # what was asked for
     own["corpus"] = content["corpus"]["argument"]
     wanted = given if corpus_argument is None else {**given, "corpus": _resolved(corpus_argument)}
@@ -224,7 +226,7 @@ def resume(
         facts["device"] = device.type
     try:
         longer = {"epochs": given["epochs"]} if "epochs" in given else {}
-        config = TrainingConfig(**{**content["training_config"], **longer})
+        config = TrainingConfig(**{**recipe, **longer})
         trainer = _trainer(run, model_config, config, tokenizer, facts, device, checkpoint_seconds)
         trainer.resume(content)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:

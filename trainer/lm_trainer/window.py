@@ -16,6 +16,9 @@ from lm_trainer.config import ModelConfig
 from lm_trainer.model import QUIET, LanguageModel, Noise, TorchState
 
 
+_EMBEDDING_STD = 0.05
+
+
 class WindowLM(LanguageModel):
     """The embeddings of the last tokens side by side, a tanh layer, output layer.
 
@@ -36,8 +39,8 @@ class WindowLM(LanguageModel):
 
     @torch.no_grad()
     def _draw_weights(self, generator: torch.Generator) -> None:
-        """torch's own initial distributions."""
-        self.embedding.weight.normal_(generator=generator)
+        """torch's own initial distributions; embeddings small, so that a rare word's says little."""
+        self.embedding.weight.normal_(std=_EMBEDDING_STD, generator=generator)
         for layer in (self.hidden, self.head):
             bound = 1 / math.sqrt(layer.in_features)
             layer.weight.uniform_(-bound, bound, generator=generator)
