@@ -103,6 +103,8 @@ def test_the_command_interpolates(invoke: Invoke) -> None:
         assert code == 0
         assert json.loads(out)["perplexity"] == pytest.approx(alone["perplexity"], rel=1e-5)
     assert err == f"weight 0.5000 of the second model, fitted on {TINY / 'test.txt'}\n"
+    record = json.loads(invoke(lm_score, FIXTURE, text, "--with", FIXTURE, "--weight", 0.3, "--json")[1])
+    assert record["weight"] == 0.3
     assert invoke(lm_score, FIXTURE, text, "--lines", "--with", FIXTURE, "--weight", 0.5)[0] == 0
 
 

@@ -15,7 +15,6 @@ from lm_runtime.bundle import window_states
 from lm_trainer.config import ModelConfig
 from lm_trainer.model import QUIET, LanguageModel, Noise, TorchState
 
-
 _EMBEDDING_STD = 0.05
 
 

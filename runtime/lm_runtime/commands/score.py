@@ -13,6 +13,7 @@ import click
 from lm_runtime.commands import Command, Progress, imports, note, where_it_runs, which_graph
 
 if TYPE_CHECKING:
+    from lm_runtime.interpolation import InterpolatedModel
     from lm_runtime.model import StepModel
     from lm_runtime.rescoring import Hypothesis
     from lm_runtime.scoring import Score
@@ -109,18 +110,22 @@ def main(
 
     file = Path("/dev/stdin") if str(file) == "-" else file
     model: StepModel = load(bundle, precision=precision, provider=provider, threads=threads)
+    facts = {}
     if other is not None:
         second = load(other, precision=precision, provider=provider, threads=threads)
         model = _interpolated(model, second, weight, fit)
+        facts = {"weight": model.weight}
     if nbest:
         _print_nbest(model, file, 1.0 if lm_weight is None else lm_weight, as_json=as_json)
     elif by_line:
         _print_lines(model, file, as_json=as_json)
     else:
-        _print_file(model, file, as_json=as_json, per_token=per_token)
+        _print_file(model, file, facts, as_json=as_json, per_token=per_token)
 
 
-def _interpolated(first: StepModel, second: StepModel, weight: float | None, fit: Path | None) -> StepModel:
+def _interpolated(
+    first: StepModel, second: StepModel, weight: float | None, fit: Path | None
+) -> InterpolatedModel:
     from lm_runtime.interpolation import InterpolatedModel, fit_weight
 
     if fit is not None:
@@ -129,7 +134,9 @@ def _interpolated(first: StepModel, second: StepModel, weight: float | None, fit
     return InterpolatedModel(first, second, weight or 0.0)
 
 
-def _print_file(model: StepModel, file: Path, *, as_json: bool, per_token: bool) -> None:
+def _print_file(
+    model: StepModel, file: Path, facts: dict[str, float], *, as_json: bool, per_token: bool
+) -> None:
     from lm_runtime.scoring import score_file
 
     names = [json.dumps(token, ensure_ascii=False) for token in model.tokenizer.tokens] if per_token else []
@@ -141,7 +148,7 @@ def _print_file(model: StepModel, file: Path, *, as_json: bool, per_token: bool)
 
     result = score_file(model, file, each=show)
     if as_json:
-        click.echo(json.dumps(_record(result)))
+        click.echo(json.dumps(_record(result) | facts))
     elif per_token:
         note(_sentence(result))
     else:
