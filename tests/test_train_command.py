@@ -11,6 +11,7 @@ import torch
 from conftest import FIXTURE, SMALL, TINY, Invoke, family_options, one_line, run_command, tree
 from lm_export.command import main as lm_export
 from lm_trainer import ngram_training
+from lm_trainer.checkpoint import load_checkpoint
 from lm_trainer.command import main as lm_train
 from lm_trainer.config import FAMILIES
 
@@ -184,6 +185,9 @@ def test_an_ngram_run_that_was_broken_off_goes_on_and_is_not_exported_before(
     assert "broken off before there were tables; lm-train --resume goes on" in one_line(err)
     assert invoke(lm_train, *options, "--resume")[0] == 0
     before = (tmp_path / "run/best.pt").read_bytes()
+    assert invoke(lm_train, *options[:-1], "whole")[0] == 0
+    tables = [load_checkpoint(tmp_path / run)["model"]["tables"] for run in ("run", "whole")]
+    assert torch.equal(*tables)
     code, _, err = invoke(lm_train, *options, "--resume")
     assert code == 0
     assert "run is complete: nothing to do" in err
