@@ -88,9 +88,8 @@ def _take_settings(context: click.Context, _: click.Parameter, path: Path | None
         types, wanted = next(entry for base, entry in _TOML_TYPES.items() if isinstance(kind, base))
         if type(value) not in types:
             raise ValueError(f"{path}: {name} must be {wanted}, got {value!r}")
-    context.default_map = {
-        name: str(value) for name, value in settings.items()
-    }  # as if they stood in the call
+    # Read as if they stood in the call.
+    context.default_map = {name: str(value) for name, value in settings.items()}
 
 
 @click.command(cls=Command, name="lm-train", epilog=_EXAMPLES)
@@ -211,7 +210,8 @@ def main(
     CORPUS is a folder with train.txt, valid.txt and perhaps test.txt; one text file; or a name: pydocs
     (Python's manual and docstrings), ptb, wikitext-2, wikitext-103, tinyshakespeare, text8.
 
-    Ctrl-C ends the run with a checkpoint; --resume goes on from it, bit for bit.
+    Ctrl-C ends the run with a checkpoint; --resume goes on from it, bit for bit. The run's config.toml, given
+    as --config, repeats it.
     """
     if resume and force:
         raise click.UsageError("give --resume or --force, not both")
