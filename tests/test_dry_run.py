@@ -33,7 +33,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def figures(out: str) -> dict[str, str]:
     """The lines' names and values."""
-    return {name: value for name, value in (re.split(r"  +", line) for line in out.splitlines())}
+    return dict(re.split(r"  +", line) for line in out.splitlines())
 
 
 def number(text: str) -> float:

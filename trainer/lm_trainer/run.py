@@ -269,7 +269,8 @@ def resume(
         config = TrainingConfig(**{**recipe, **longer})
         trainer = _trainer(run, model_config, config, tokenizer, facts, device, checkpoint_seconds)
         trainer.resume(content)
-        _write_config(run, model_config, config, facts)
+        if longer:
+            _write_config(run, model_config, config, facts)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UnusableFileError(path, f"damaged: {str(error).splitlines()[0]}") from None
     tell(f"{model_config}{_measures(trainer)}")
