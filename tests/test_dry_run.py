@@ -106,16 +106,19 @@ def test_an_interruption_leaves_nothing(
 
 
 def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
+    temporary, here = tmp_path / "temporary", tmp_path / "here"
+    temporary.mkdir()
+    here.mkdir()
     process = subprocess.Popen(
         [str(Path(sys.executable).parent / "lm-train"), str(TINY), *SMALL, "--dry-run"],
-        cwd=tmp_path,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
+        cwd=here,
+        env={**os.environ, "TMPDIR": str(temporary)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("lm-train-*/run/last.pt")):
+    while not list(temporary.glob("lm-train-*/run/last.pt")):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -123,4 +126,5 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, "")
     assert one_line(err) == "lm-train: interrupted"
-    assert tree(tmp_path) == set()
+    assert tree(here) == set()
+    assert tree(temporary) <= {".ses"}  # which onnxruntime writes as it is imported

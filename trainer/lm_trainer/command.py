@@ -55,7 +55,7 @@ Presets:
 _THIS_CALL = ("resume", "force", "dry_run")
 """What stands in no file of settings."""
 
-_TOML_TYPES: dict[type[click.ParamType], tuple[tuple[type, ...], str]] = {
+_TOML_TYPES: dict[type[click.ParamType[Any]], tuple[tuple[type, ...], str]] = {
     click.types.BoolParamType: ((bool,), "true or false"),
     click.types.IntParamType: ((int,), "a whole number"),
     click.types.FloatParamType: ((float, int), "a number"),
