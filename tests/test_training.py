@@ -491,6 +491,7 @@ def test_a_finished_run_has_everything(uninterrupted: Path) -> None:
     names = {path.name for path in uninterrupted.iterdir()}
     assert names == {
         "best.pt",
+        "config.toml",
         "last.pt",
         "loss.png",
         "metrics.jsonl",

@@ -119,6 +119,8 @@ def _check_content(path: Path, content: dict[str, Any]) -> None:
     check("", content, _CONTENT)
     check("progress ", content["progress"], _PROGRESS)
     check("corpus ", content["corpus"], {"name": str, "argument": str, "splits": dict})
+    if "init" in content:
+        check("init ", content["init"], {"path": str, "sha256": str})
     for split in ("train", "valid"):
         check(f"{split} ", content["corpus"]["splits"].get(split), _SPLIT)
     held_out, size = content["held_out"], content["model_config"].get("vocab_size")

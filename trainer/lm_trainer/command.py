@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import signal
 import sys
+import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +16,14 @@ import click
 from click.core import ParameterSource
 
 from lm_runtime.commands import Command, file_size, imports, note
-from lm_trainer.config import FAMILIES, PRESETS
+from lm_trainer.config import FAMILIES, OPTIONS, PRESETS, ModelConfig, Preset, TokenizerConfig
+from lm_trainer.config_file import read_config
 
 if TYPE_CHECKING:
+    import torch
+
     from lm_trainer.ngram_training import NgramTrainer
+    from lm_trainer.pretrained import Pretrained
     from lm_trainer.training import Progress, Report, Trainer
 
 _EXAMPLES = """
@@ -29,6 +36,8 @@ Examples:
   lm-train ptb --preset tutorial --model gru --out ptb-gru
   lm-train ptb --preset tutorial --model ngram --order 3 --out ptb-3gram
   lm-train --out my-run --resume            go on where the run stopped
+  lm-train --config my-run/config.toml --out again
+  lm-train my-text.txt --init ptb-run --lr 0.0005 --out tuned
 
 \b
 Models:
@@ -43,8 +52,57 @@ Presets:
 )
 
 
+_THIS_CALL = ("resume", "force", "dry_run")
+"""What stands in no file of settings."""
+
+_TOML_TYPES: dict[type[click.ParamType[Any]], tuple[tuple[type, ...], str]] = {
+    click.types.BoolParamType: ((bool,), "true or false"),
+    click.types.IntParamType: ((int,), "a whole number"),
+    click.types.FloatParamType: ((float, int), "a number"),
+    click.ParamType: ((str,), "a string"),
+}
+"""What a parameter's value is in a file of settings."""
+
+
+def _take_settings(context: click.Context, _: click.Parameter, path: Path | None) -> None:
+    """Make a file's settings the defaults of the call's parameters.
+
+    Raises:
+        UnusableFileError: it cannot be read.
+        ValueError: a name or a type is wrong.
+    """
+    if path is None:
+        return
+    settings = read_config(path)
+    parameters = {
+        parameter.name: parameter.type
+        for parameter in context.command.params
+        if parameter.expose_value and parameter.name not in _THIS_CALL
+    }
+    for name, value in settings.items():
+        if name not in parameters:
+            raise ValueError(
+                f"{path}: no setting is called {name}; they are the options of lm-train, and corpus"
+            )
+        kind = parameters[name]
+        types, wanted = next(entry for base, entry in _TOML_TYPES.items() if isinstance(kind, base))
+        if type(value) not in types:
+            raise ValueError(f"{path}: {name} must be {wanted}, got {value!r}")
+    # Read as if they stood in the call.
+    context.default_map = {name: str(value) for name, value in settings.items()}
+
+
 @click.command(cls=Command, name="lm-train", epilog=_EXAMPLES)
 @click.argument("corpus", default="pydocs")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    is_eager=True,
+    expose_value=False,
+    callback=_take_settings,
+    help="A TOML file of settings, one NAME = VALUE a line: corpus, and options by their names. "
+    "What stands in the call comes first, then the file, then the preset.",
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -63,6 +121,12 @@ Presets:
     "--resume", is_flag=True, help="Go on from the folder's last checkpoint; start where there is none."
 )
 @click.option("--force", is_flag=True, help="Replace the run that is in the folder.")
+@click.option("--dry-run", is_flag=True, help="Train a few steps, write nothing, and say what the run takes.")
+@click.option(
+    "--init",
+    type=click.Path(),
+    help="Begin from this checkpoint's network, weights and vocabulary: a .pt file, or a run's folder.",
+)
 @click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
@@ -135,6 +199,7 @@ def main(
     preset: str,
     resume: bool,
     force: bool,
+    dry_run: bool,
     device: str,
     checkpoint_seconds: float,
     sample_tokens: int,
@@ -145,16 +210,17 @@ def main(
     CORPUS is a folder with train.txt, valid.txt and perhaps test.txt; one text file; or a name: pydocs
     (Python's manual and docstrings), ptb, wikitext-2, wikitext-103, tinyshakespeare, text8.
 
-    Ctrl-C ends the run with a checkpoint; --resume goes on from it, bit for bit.
+    Ctrl-C ends the run with a checkpoint; --resume goes on from it, bit for bit. The run's config.toml, given
+    as --config, repeats it.
     """
     if resume and force:
         raise click.UsageError("give --resume or --force, not both")
-    given = {name: value for name, value in settings.items() if value is not None}
-    for option, name in (("layers", "num_layers"), ("model", "model_type")):
-        if option in given:
-            given[name] = given.pop(option)
+    if resume and dry_run:
+        raise click.UsageError("give --resume or --dry-run, not both")
+    given = _by_fields(settings)
+    init = given.get("init")
     recipe = PRESETS[preset].with_options(given)
-    if str(recipe.tokenizer.tokenizer).endswith(".json") and {"vocab_size", "min_frequency"} & given.keys():
+    if recipe.tokenizer.is_file and {"vocab_size", "min_frequency"} & given.keys():
         raise click.UsageError(
             "a given tokenizer.json has its vocabulary; leave out --vocab-size and --min-frequency"
         )
@@ -163,21 +229,31 @@ def main(
     with imports():
         from lm_trainer import run
         from lm_trainer.checkpoint import BEST, LAST
+        from lm_trainer.pretrained import read_pretrained
         from lm_trainer.training import InterruptedRunError, TrainingError
 
     place = run.pick_device(device)
     resuming = resume and run.is_run(out)
     if not resuming:
+        pretrained = None if init is None else read_pretrained(init)
+        if pretrained:
+            recipe = pretrained.recipe(recipe)
         if "precision" not in given:
             picked = run.pick_precision(recipe.model["hidden_size"], place)
             recipe = dataclasses.replace(
                 recipe, training=dataclasses.replace(recipe.training, precision=picked)
             )
-        run.start(out, corpus, recipe, place, replace=force, resuming=resume, tell=note)
+        if dry_run:
+            _estimate(corpus, recipe, place, pretrained)
+            return
+        run.start(
+            out, corpus, recipe, place, pretrained=pretrained, replace=force, resuming=resume, tell=note
+        )
         main.check_interrupted()
     if resuming and _was_given("preset"):
         # Presets leave the precision to the machine.
-        given = {name: value for name, value in recipe.settings.items() if name != "precision"} | given
+        own = recipe.settings if init is None else dataclasses.asdict(recipe.training)
+        given = {name: value for name, value in own.items() if name != "precision"} | given
     trainer = run.resume(
         out,
         corpus if resuming and _was_given("corpus") else None,
@@ -209,9 +285,41 @@ def main(
     _conclude(summary, out / BEST)
 
 
+def _by_fields(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that were given, by their fields' names."""
+    given = {name: value for name, value in settings.items() if value is not None}
+    for name, option in OPTIONS.items():
+        if option in given:
+            given[name] = given.pop(option)
+    if "init" in given:
+        for field in (*dataclasses.fields(TokenizerConfig), *dataclasses.fields(ModelConfig)):
+            if field.name in given:
+                option = OPTIONS.get(field.name, field.name).replace("_", "-")
+                raise click.UsageError(f"--init gives the network and its vocabulary; leave out --{option}")
+    return given
+
+
 def _was_given(name: str) -> bool:
-    """Whether a parameter stands in the call, rather than its default."""
-    return click.get_current_context().get_parameter_source(name) == ParameterSource.COMMANDLINE
+    """Whether a parameter stands in the call or in a file of settings, rather than its default."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source in (ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP)
+
+
+def _estimate(corpus: str, recipe: Preset, device: torch.device, pretrained: Pretrained | None) -> None:
+    """Set a run up in a temporary folder, and say what it would take."""
+    from lm_trainer import run
+    from lm_trainer.dry_run import estimate
+
+    with tempfile.TemporaryDirectory(prefix="lm-train-") as folder:
+        place, begun = Path(folder) / "run", time.perf_counter()
+        run.start(
+            place, corpus, recipe, device, pretrained=pretrained, replace=False, resuming=False, tell=note
+        )
+        trainer = run.resume(place, None, {}, device, math.inf, note)
+        figures = estimate(trainer, time.perf_counter() - begun)
+    main.check_interrupted()
+    for name, value in figures.items():
+        click.echo(f"{name:<16}  {value}")
 
 
 class _Terminal:

@@ -24,6 +24,15 @@ class TokenizerConfig:
         _within("vocab_size", self.vocab_size, 3, 1 << 24)
         _within("min_frequency", self.min_frequency, 1, 1 << 31)
 
+    @property
+    def is_file(self) -> bool:
+        """Whether a ``tokenizer.json`` is given, which has its vocabulary."""
+        return self.tokenizer.endswith(".json")
+
+
+OPTIONS = {"model_type": "model", "num_layers": "layers"}
+"""The options of ``lm-train`` that are not called what their fields are."""
+
 
 @dataclass(frozen=True)
 class Family:
@@ -208,6 +217,11 @@ class Preset:
     training: TrainingConfig
     """The optimization."""
 
+    def __post_init__(self) -> None:
+        recurrent = self.training.locked_dropout or self.training.weight_drop
+        if self.model.get("model_type") == "window" and recurrent:
+            raise ValueError("locked_dropout and weight_drop are for recurrent layers, which window has not")
+
     @property
     def settings(self) -> dict[str, Any]:
         """Every value by its field's name; n-grams are counted, without an optimization."""
@@ -242,8 +256,6 @@ class Preset:
         }
         ModelConfig(**model)  # says now what would be wrong after the tokenizer's training
         training = dataclasses.replace(self.training, **part(TrainingConfig))
-        if model_type == "window" and (training.locked_dropout or training.weight_drop):
-            raise ValueError("locked_dropout and weight_drop are for recurrent layers, which window has not")
         return dataclasses.replace(self, tokenizer=tokenizer, model=model, training=training)
 
 

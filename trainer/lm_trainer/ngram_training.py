@@ -50,9 +50,9 @@ class NgramTrainer:
         metrics: MetricsLog,
     ) -> None:
         self.progress = Progress()
+        self.config = config
         self.tokens_per_step = train.size
         self._run = run
-        self._config = config
         self._train = train
         self._valid = valid
         self._eos_id = eos_id
@@ -79,7 +79,7 @@ class NgramTrainer:
         begun = time.perf_counter()
         try:
             self._tables = estimate(
-                self._train, self._config.vocab_size, self._eos_id, order=self._config.order
+                self._train, self.config.vocab_size, self._eos_id, order=self.config.order
             )
             loss = text_loss(self._tables, self._valid, self._eos_id) / self._valid.size
         except KeyboardInterrupt:
@@ -106,7 +106,7 @@ class NgramTrainer:
         content = {
             **self._facts,
             "training_config": {},
-            "model_config": dataclasses.asdict(self._config),
+            "model_config": dataclasses.asdict(self.config),
             "model": {} if self._tables is None else weights_of(self._tables),
             "optimizer": {},
             "generator": torch.empty(0, dtype=torch.uint8),

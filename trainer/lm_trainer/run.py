@@ -1,7 +1,7 @@
 """A run: from a corpus to a trained model in a folder, or on from where it stopped.
 
-The folder holds ``last.pt``, ``best.pt``, ``tokenizer.json``, the token files, ``metrics.jsonl``,
-``loss.png``, ``sample.txt`` and, once the run is complete, ``summary.json``.
+The folder holds ``config.toml``, ``last.pt``, ``best.pt``, ``tokenizer.json``, the token files,
+``metrics.jsonl``, ``loss.png``, ``sample.txt`` and, once the run is complete, ``summary.json``.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ from lm_runtime.params import SamplingParams
 from lm_runtime.tokenizer import Tokenizer
 from lm_trainer.baselines import unigram_perplexity
 from lm_trainer.checkpoint import BEST, LAST, load_checkpoint, restore_config, restore_model
-from lm_trainer.config import ModelConfig, Preset, TrainingConfig
+from lm_trainer.config import FAMILIES, OPTIONS, ModelConfig, Preset, TokenizerConfig, TrainingConfig
+from lm_trainer.config_file import CONFIG, to_toml
 from lm_trainer.corpus import encode_corpus, find_corpus, texts, token_path
 from lm_trainer.families import make_model, parameter_count, step_model, text_loss
 from lm_trainer.metrics import CURVE, METRICS, MetricsLog, draw_curve
 from lm_trainer.model import LanguageModel
 from lm_trainer.ngram_training import NgramTrainer
+from lm_trainer.pretrained import Pretrained
 from lm_trainer.token_file import Ids, TokenFile, split_figures
 from lm_trainer.training import Trainer
 from lm_trainer.vocabulary import make_tokenizer
@@ -40,7 +42,7 @@ _TOKENS = "tokens"
 _HELD_OUT_TOKENS = 16_384
 _WIDE = 512
 _FACTS = ("corpus", "tokenizer", "tokenizer_config", "held_out", "threads", "device")
-_FILES = (LAST, BEST, TOKENIZER, METRICS, CURVE, SAMPLE, SUMMARY)
+_FILES = (CONFIG, LAST, BEST, TOKENIZER, METRICS, CURVE, SAMPLE, SUMMARY)
 _FOLDERS = (_TOKENS,)
 
 Tell = Callable[[str], None]
@@ -84,6 +86,7 @@ def start(
     preset: Preset,
     device: torch.device,
     *,
+    pretrained: Pretrained | None,
     replace: bool,
     resuming: bool,
     tell: Tell,
@@ -98,6 +101,7 @@ def start(
         corpus_argument: as for :func:`lm_trainer.corpus.find_corpus`.
         preset: the recipe.
         device: where the run will be.
+        pretrained: what it begins from, if not from nothing; ``preset`` is its recipe.
         replace: whether a run that is there may go.
         resuming: whether a run was to be resumed, and there is none.
         tell: takes lines for the person at the terminal.
@@ -115,7 +119,7 @@ def start(
     if resuming:
         tell(f"no run in {run} yet: starting")
     with folder_beside(run) as partial:
-        _prepare(partial, corpus_argument, preset, device, tell)
+        _prepare(partial, corpus_argument, preset, pretrained, device, tell)
         if not holds_something(run):
             if run.exists():
                 run.rmdir()
@@ -137,14 +141,25 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _prepare(run: Path, corpus_argument: str, preset: Preset, device: torch.device, tell: Tell) -> None:
+def _prepare(
+    run: Path,
+    corpus_argument: str,
+    preset: Preset,
+    pretrained: Pretrained | None,
+    device: torch.device,
+    tell: Tell,
+) -> None:
     corpus = find_corpus(corpus_argument)
     tell(f"corpus {corpus.name}: {corpus.remark}")
     for split in corpus.splits.values():  # before any long work
         if not any(True for _ in split.pieces()):
             raise UnusableFileError(split.path, "empty")
     begun = time.perf_counter()
-    tokenizer = make_tokenizer(preset.tokenizer, texts(corpus.splits["train"].pieces()))
+    if pretrained:
+        tokenizer = pretrained.tokenizer
+        tell(f"network, weights and vocabulary from {pretrained.path}")
+    else:
+        tokenizer = make_tokenizer(preset.tokenizer, texts(corpus.splits["train"].pieces()))
     model_config = ModelConfig(**{**preset.model, "vocab_size": tokenizer.vocab_size})
     write_text(run / TOKENIZER, tokenizer.json_text)
     files = encode_corpus(corpus, tokenizer, run / _TOKENS)
@@ -167,7 +182,31 @@ def _prepare(run: Path, corpus_argument: str, preset: Preset, device: torch.devi
         "threads": torch.get_num_threads(),
         "device": device.type,
     }
-    _trainer(run, model_config, preset.training, tokenizer, facts, device, math.inf).save()
+    if pretrained:
+        facts["init"] = {"path": pretrained.path, "sha256": pretrained.sha256}
+    _write_config(run, model_config, preset.training, facts)
+    trainer = _trainer(run, model_config, preset.training, tokenizer, facts, device, math.inf)
+    if pretrained and isinstance(trainer, Trainer):
+        trainer.model.load_state_dict(pretrained.weights)
+    trainer.save()
+
+
+def _write_config(
+    run: Path, model_config: ModelConfig, config: TrainingConfig, facts: dict[str, Any]
+) -> None:
+    """Write what repeats the run: each setting that its family, or its checkpoint, leaves open."""
+    settings = {"corpus": facts["corpus"]["argument"]}
+    if "init" in facts:
+        settings["init"] = facts["init"]["path"]
+    else:
+        tokenizer = TokenizerConfig(**facts["tokenizer_config"])
+        settings |= {"tokenizer": tokenizer.tokenizer} if tokenizer.is_file else dataclasses.asdict(tokenizer)
+        closed = {"vocab_size", *FAMILIES[model_config.model_type].fixed}
+        measures = dataclasses.asdict(model_config).items()
+        settings |= {name: value for name, value in measures if name not in closed}
+    if model_config.model_type != NGRAM_TYPE:
+        settings |= {**dataclasses.asdict(config), "device": facts["device"]}
+    write_text(run / CONFIG, to_toml({OPTIONS.get(name, name): value for name, value in settings.items()}))
 
 
 def _resolved(corpus_argument: str) -> str:
@@ -210,6 +249,7 @@ def resume(
     own = {**content["tokenizer_config"], **recipe, **dataclasses.asdict(model_config)}
     own["vocab_size"] = content["tokenizer_config"]["vocab_size"]  # what was asked for
     own["corpus"] = content["corpus"]["argument"]
+    own["init"] = content["init"]["path"] if "init" in content else None
     wanted = given if corpus_argument is None else {**given, "corpus": _resolved(corpus_argument)}
     for name, value in wanted.items():
         if name not in own:
@@ -218,7 +258,7 @@ def resume(
             raise ValueError(
                 f"--resume goes on with the run's own settings: {name} is {own[name]}, not {value}"
             )
-    facts = {name: content[name] for name in _FACTS}
+    facts = {name: content[name] for name in (*_FACTS, "init") if name in content}
     if device.type == "cpu":
         torch.set_num_threads(facts["threads"])  # the order of sums depends on it
     if device.type != facts["device"]:
@@ -229,6 +269,8 @@ def resume(
         config = TrainingConfig(**{**recipe, **longer})
         trainer = _trainer(run, model_config, config, tokenizer, facts, device, checkpoint_seconds)
         trainer.resume(content)
+        if longer:
+            _write_config(run, model_config, config, facts)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UnusableFileError(path, f"damaged: {str(error).splitlines()[0]}") from None
     tell(f"{model_config}{_measures(trainer)}")

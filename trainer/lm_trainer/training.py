@@ -140,8 +140,8 @@ class Trainer:
         self.model = model
         self.config = config
         self._run = run
+        self.valid = valid
         self._train = train
-        self._valid = valid
         self._eos_id = eos_id
         self._facts = facts
         self._metrics = metrics
@@ -321,7 +321,7 @@ class Trainer:
         try:
             if self._stop:
                 raise InterruptedRunError
-            loss = negative_log_likelihood(self.model, self._valid, self._eos_id) / self._valid.size
+            loss = negative_log_likelihood(self.model, self.valid, self._eos_id) / self.valid.size
         except KeyboardInterrupt:
             raise InterruptedRunError from None
         finally:
