@@ -6,8 +6,9 @@ import dataclasses
 import os
 import signal
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 from click.core import ParameterSource
@@ -17,6 +18,7 @@ from lm_trainer.config import FAMILIES, PRESETS
 
 if TYPE_CHECKING:
     from lm_trainer.ngram_training import NgramTrainer
+    from lm_trainer.processes import Processes
     from lm_trainer.training import Progress, Report, Trainer
 
 _EXAMPLES = """
@@ -29,6 +31,7 @@ Examples:
   lm-train ptb --preset tutorial --model gru --out ptb-gru
   lm-train ptb --preset tutorial --model ngram --order 3 --out ptb-3gram
   lm-train --out my-run --resume            go on where the run stopped
+  torchrun --nproc-per-node 2 --no-python lm-train ptb      two processes share each batch
 
 \b
 Models:
@@ -43,7 +46,19 @@ Presets:
 )
 
 
-@click.command(cls=Command, name="lm-train", epilog=_EXAMPLES)
+class _TrainCommand(Command):
+    """A command that several processes may run together: the first that fails says why."""
+
+    def _fail(self, message: str, status: int) -> NoReturn:
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            from lm_trainer.processes import is_first_to_fail
+
+            if not is_first_to_fail():
+                sys.exit(status)
+        super()._fail(message, status)
+
+
+@click.command(cls=_TrainCommand, name="lm-train", epilog=_EXAMPLES)
 @click.argument("corpus", default="pydocs")
 @click.option(
     "--out",
@@ -163,18 +178,31 @@ def main(
     with imports():
         from lm_trainer import run
         from lm_trainer.checkpoint import BEST, LAST
+        from lm_trainer.processes import Processes
         from lm_trainer.training import InterruptedRunError, TrainingError
 
     place = run.pick_device(device)
+    processes = Processes.join(place)
+    tell = note if processes.is_first else _say_nothing
     resuming = resume and run.is_run(out)
-    if not resuming:
+    if processes.is_first and not resuming:
         if "precision" not in given:
             picked = run.pick_precision(recipe.model["hidden_size"], place)
             recipe = dataclasses.replace(
                 recipe, training=dataclasses.replace(recipe.training, precision=picked)
             )
-        run.start(out, corpus, recipe, place, replace=force, resuming=resume, tell=note)
+        run.start(
+            out,
+            corpus,
+            recipe,
+            place,
+            replace=force,
+            resuming=resume,
+            processes=processes.count,
+            tell=note,
+        )
         main.check_interrupted()
+    resuming = bool(processes.from_first(resuming)[0])  # which comes once there is a run
     if resuming and _was_given("preset"):
         # Presets leave the precision to the machine.
         given = {name: value for name, value in recipe.settings.items() if name != "precision"} | given
@@ -184,22 +212,29 @@ def main(
         given if resuming else {},
         place,
         checkpoint_seconds,
-        note,
+        processes,
+        tell,
     )
     if trainer.progress.epoch < trainer.epochs:
-        (out / run.SUMMARY).unlink(missing_ok=True)
+        if processes.is_first:
+            (out / run.SUMMARY).unlink(missing_ok=True)
         try:
-            with _Terminal(trainer) as report:
+            with _report(trainer, processes) as report:
                 trainer.train(report)
         except InterruptedRunError:
-            note(
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)  # once is enough
+            tell(
                 f"stopped at step {trainer.progress.step:,} of {trainer.total_steps:,}; "
                 f"{out / LAST} is written, --resume goes on"
             )
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
+            processes.leave()
             sys.exit(130)
         except TrainingError as error:
             raise click.ClickException(str(error)) from None
+    processes.leave()
+    if not processes.is_first:
+        return
     summary = run.read_summary(out)
     if summary is None:
         summary = run.finish(out, place, sample_tokens)
@@ -212,6 +247,19 @@ def main(
 def _was_given(name: str) -> bool:
     """Whether a parameter stands in the call, rather than its default."""
     return click.get_current_context().get_parameter_source(name) == ParameterSource.COMMANDLINE
+
+
+def _say_nothing(_: str) -> None:
+    """What the processes beside the first one tell."""
+
+
+def _report(trainer: Trainer | NgramTrainer, processes: Processes) -> AbstractContextManager[Report]:
+    """What the person at the terminal sees; the first process shows it."""
+    if processes.is_first:
+        return _Terminal(trainer)
+    from lm_trainer.training import Report
+
+    return nullcontext(Report(*[lambda *_: None] * 3))
 
 
 class _Terminal:
