@@ -11,10 +11,12 @@ import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 _PATIENCE = timedelta(days=7)
 """How long a process waits for another, which may be setting up from a large corpus."""
@@ -132,15 +134,15 @@ def is_first_to_fail() -> bool:
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        return _store().add("failed", 1) == 1
+        return int(_store().add("failed", 1)) == 1
     except RuntimeError:  # torchrun itself is gone
         return True
 
 
 @functools.cache
-def _store() -> dist.Store:
+def _store() -> Any:
     """What torchrun keeps for all processes, whichever of them end."""
-    store, _, _ = next(iter(dist.rendezvous("env://")))
+    store, _, _ = next(rendezvous("env://"))
     return store
 
 
