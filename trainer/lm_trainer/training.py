@@ -196,7 +196,7 @@ class Trainer:
         if content["device"] == self._device.type:
             generators = generators.view(-1, self._generator.get_state().numel())
         if content["device"] == self._device.type and len(generators) == self._processes.count:
-            self._generator.set_state(generators[rank])
+            self._generator.set_state(generators[rank].clone())  # torch reads from the storage's beginning
         else:  # the two kinds of device, and the processes, have generators of their own
             self._generator.manual_seed(self.config.seed + 1 + rank + self.progress.step)
         self._state = tuple(
