@@ -128,7 +128,7 @@ def test_a_mistake_is_said_once(tmp_path: Path, arguments: list[object], message
     assert tree(tmp_path) == set()
 
 
-def test_a_run_of_n_grams_or_another_batch_is_refused_when_it_goes_on(tmp_path: Path) -> None:
+def test_a_batch_that_cannot_be_divided_is_refused_when_a_run_goes_on(tmp_path: Path) -> None:
     run_command("lm-train", TINY, *SMALL, "--batch-size", 3, "--epochs", 1, "--out", "run", cwd=tmp_path)
     before = (tmp_path / "run/last.pt").read_bytes()
     result = run_command("torchrun", *TOGETHER, "--out", "run", "--resume", cwd=tmp_path, code=1)

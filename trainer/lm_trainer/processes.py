@@ -72,7 +72,10 @@ class Processes:
         return self.rank == 0
 
     def sum(self, tensors: Sequence[Tensor]) -> None:
-        """Put the sum over all processes into each of ``tensors``, to the same bits everywhere."""
+        """Put the sum over all processes into each of ``tensors``, to the same bits everywhere.
+
+        A model has few and large ones: a copy of them all in one piece takes longer than it saves.
+        """
         if self.count > 1:
             with _together():
                 for work in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
