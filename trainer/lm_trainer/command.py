@@ -9,8 +9,9 @@ import signal
 import sys
 import tempfile
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 from click.core import ParameterSource
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from lm_trainer.ngram_training import NgramTrainer
     from lm_trainer.pretrained import Pretrained
+    from lm_trainer.processes import Processes
     from lm_trainer.training import Progress, Report, Trainer
 
 _EXAMPLES = """
@@ -38,6 +40,7 @@ Examples:
   lm-train --out my-run --resume            go on where the run stopped
   lm-train --config my-run/config.toml --out again
   lm-train my-text.txt --init ptb-run --lr 0.0005 --out tuned
+  torchrun --nproc-per-node 2 --no-python lm-train ptb      two processes share each batch
 
 \b
 Models:
@@ -92,7 +95,19 @@ def _take_settings(context: click.Context, _: click.Parameter, path: Path | None
     context.default_map = {name: str(value) for name, value in settings.items()}
 
 
-@click.command(cls=Command, name="lm-train", epilog=_EXAMPLES)
+class _TrainCommand(Command):
+    """A command that several processes may run together: the first that fails says why."""
+
+    def _fail(self, message: str, status: int) -> NoReturn:
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            from lm_trainer.processes import is_first_to_fail
+
+            if not is_first_to_fail():
+                sys.exit(status)
+        super()._fail(message, status)
+
+
+@click.command(cls=_TrainCommand, name="lm-train", epilog=_EXAMPLES)
 @click.argument("corpus", default="pydocs")
 @click.option(
     "--config",
@@ -230,11 +245,14 @@ def main(
         from lm_trainer import run
         from lm_trainer.checkpoint import BEST, LAST
         from lm_trainer.pretrained import read_pretrained
+        from lm_trainer.processes import Processes
         from lm_trainer.training import InterruptedRunError, TrainingError
 
     place = run.pick_device(device)
+    processes = Processes.join(place)
+    tell = note if processes.is_first else _say_nothing
     resuming = resume and run.is_run(out)
-    if not resuming:
+    if processes.is_first and not resuming:
         pretrained = None if init is None else read_pretrained(init)
         if pretrained:
             recipe = pretrained.recipe(recipe)
@@ -244,12 +262,23 @@ def main(
                 recipe, training=dataclasses.replace(recipe.training, precision=picked)
             )
         if dry_run:
+            if processes.count > 1:
+                raise click.UsageError("--dry-run is for one process; leave out torchrun")
             _estimate(corpus, recipe, place, pretrained)
             return
         run.start(
-            out, corpus, recipe, place, pretrained=pretrained, replace=force, resuming=resume, tell=note
+            out,
+            corpus,
+            recipe,
+            place,
+            pretrained=pretrained,
+            replace=force,
+            resuming=resume,
+            processes=processes.count,
+            tell=note,
         )
         main.check_interrupted()
+    resuming = bool(processes.from_first(resuming)[0])  # which comes once there is a run
     if resuming and _was_given("preset"):
         # Presets leave the precision to the machine.
         own = recipe.settings if init is None else dataclasses.asdict(recipe.training)
@@ -260,22 +289,29 @@ def main(
         given if resuming else {},
         place,
         checkpoint_seconds,
-        note,
+        processes,
+        tell,
     )
     if trainer.progress.epoch < trainer.epochs:
-        (out / run.SUMMARY).unlink(missing_ok=True)
+        if processes.is_first:
+            (out / run.SUMMARY).unlink(missing_ok=True)
         try:
-            with _Terminal(trainer) as report:
+            with _report(trainer, processes) as report:
                 trainer.train(report)
         except InterruptedRunError:
-            note(
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)  # once is enough
+            tell(
                 f"stopped at step {trainer.progress.step:,} of {trainer.total_steps:,}; "
                 f"{out / LAST} is written, --resume goes on"
             )
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
+            processes.leave()
             sys.exit(130)
         except TrainingError as error:
             raise click.ClickException(str(error)) from None
+    processes.leave()
+    if not processes.is_first:
+        return
     summary = run.read_summary(out)
     if summary is None:
         summary = run.finish(out, place, sample_tokens)
@@ -309,17 +345,39 @@ def _estimate(corpus: str, recipe: Preset, device: torch.device, pretrained: Pre
     """Set a run up in a temporary folder, and say what it would take."""
     from lm_trainer import run
     from lm_trainer.dry_run import estimate
+    from lm_trainer.processes import ALONE
 
     with tempfile.TemporaryDirectory(prefix="lm-train-") as folder:
         place, begun = Path(folder) / "run", time.perf_counter()
         run.start(
-            place, corpus, recipe, device, pretrained=pretrained, replace=False, resuming=False, tell=note
+            place,
+            corpus,
+            recipe,
+            device,
+            pretrained=pretrained,
+            replace=False,
+            resuming=False,
+            processes=ALONE.count,
+            tell=note,
         )
-        trainer = run.resume(place, None, {}, device, math.inf, note)
+        trainer = run.resume(place, None, {}, device, math.inf, ALONE, note)
         figures = estimate(trainer, time.perf_counter() - begun)
     main.check_interrupted()
     for name, value in figures.items():
         click.echo(f"{name:<16}  {value}")
+
+
+def _say_nothing(_: str) -> None:
+    """What the processes beside the first one tell."""
+
+
+def _report(trainer: Trainer | NgramTrainer, processes: Processes) -> AbstractContextManager[Report]:
+    """What the person at the terminal sees; the first process shows it."""
+    if processes.is_first:
+        return _Terminal(trainer)
+    from lm_trainer.training import Report
+
+    return nullcontext(Report(*[lambda *_: None] * 3))
 
 
 class _Terminal:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -32,6 +33,7 @@ from lm_trainer.metrics import CURVE, METRICS, MetricsLog, draw_curve
 from lm_trainer.model import LanguageModel
 from lm_trainer.ngram_training import NgramTrainer
 from lm_trainer.pretrained import Pretrained
+from lm_trainer.processes import ALONE, Processes
 from lm_trainer.token_file import Ids, TokenFile, split_figures
 from lm_trainer.training import Trainer
 from lm_trainer.vocabulary import make_tokenizer
@@ -41,7 +43,7 @@ SUMMARY = "summary.json"
 _TOKENS = "tokens"
 _HELD_OUT_TOKENS = 16_384
 _WIDE = 512
-_FACTS = ("corpus", "tokenizer", "tokenizer_config", "held_out", "threads", "device")
+_FACTS = ("corpus", "tokenizer", "tokenizer_config", "held_out", "threads", "processes", "device")
 _FILES = (CONFIG, LAST, BEST, TOKENIZER, METRICS, CURVE, SAMPLE, SUMMARY)
 _FOLDERS = (_TOKENS,)
 
@@ -89,6 +91,7 @@ def start(
     pretrained: Pretrained | None,
     replace: bool,
     resuming: bool,
+    processes: int,
     tell: Tell,
 ) -> None:
     """Set a new run up: corpus, vocabulary, token files, and a checkpoint before the first step.
@@ -104,11 +107,13 @@ def start(
         pretrained: what it begins from, if not from nothing; ``preset`` is its recipe.
         replace: whether a run that is there may go.
         resuming: whether a run was to be resumed, and there is none.
+        processes: how many will train; this one alone sets up.
         tell: takes lines for the person at the terminal.
 
     Raises:
         ValueError, UnusableFileError: the corpus or the settings cannot be used; one line says why.
     """
+    _check_processes(processes, preset.model["model_type"], preset.training.batch_size)
     if holds_something(run) and not (replace and is_run(run)):
         raise ValueError(
             f"{run} holds something that is not a run; --force replaces only a run"
@@ -119,7 +124,7 @@ def start(
     if resuming:
         tell(f"no run in {run} yet: starting")
     with folder_beside(run) as partial:
-        _prepare(partial, corpus_argument, preset, pretrained, device, tell)
+        _prepare(partial, corpus_argument, preset, pretrained, device, processes, tell)
         if not holds_something(run):
             if run.exists():
                 run.rmdir()
@@ -141,12 +146,27 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def _check_processes(count: int, model_type: str, batch_size: int) -> None:
+    """Check that so many processes can train a model together.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    if count > 1 and model_type == NGRAM_TYPE:
+        raise ValueError(f"{model_type} is counted in one process, not in {count}: start it without torchrun")
+    if batch_size % count:
+        raise ValueError(
+            f"batch_size must be divisible by the number of processes, got {batch_size} and {count}"
+        )
+
+
 def _prepare(
     run: Path,
     corpus_argument: str,
     preset: Preset,
     pretrained: Pretrained | None,
     device: torch.device,
+    processes: int,
     tell: Tell,
 ) -> None:
     corpus = find_corpus(corpus_argument)
@@ -180,12 +200,13 @@ def _prepare(
         "tokenizer_config": dataclasses.asdict(preset.tokenizer),
         "held_out": torch.from_numpy(valid[:_HELD_OUT_TOKENS].astype("int64")),
         "threads": torch.get_num_threads(),
+        "processes": processes,
         "device": device.type,
     }
     if pretrained:
         facts["init"] = {"path": pretrained.path, "sha256": pretrained.sha256}
     _write_config(run, model_config, preset.training, facts)
-    trainer = _trainer(run, model_config, preset.training, tokenizer, facts, device, math.inf)
+    trainer = _trainer(run, model_config, preset.training, tokenizer, facts, device, math.inf, ALONE)
     if pretrained and isinstance(trainer, Trainer):
         trainer.model.load_state_dict(pretrained.weights)
     trainer.save()
@@ -221,6 +242,7 @@ def resume(
     given: dict[str, Any],
     device: torch.device,
     checkpoint_seconds: float,
+    processes: Processes,
     tell: Tell,
 ) -> Trainer | NgramTrainer:
     """Take a run up at its last checkpoint.
@@ -231,6 +253,7 @@ def resume(
         given: settings by their field's name, as for a new run. Only ``epochs`` may differ from the run's.
         device: where to go on.
         checkpoint_seconds: as for :class:`lm_trainer.training.Trainer`.
+        processes: as there.
         tell: takes lines for the person at the terminal.
 
     Raises:
@@ -258,7 +281,14 @@ def resume(
             raise ValueError(
                 f"--resume goes on with the run's own settings: {name} is {own[name]}, not {value}"
             )
-    facts = {name: content[name] for name in (*_FACTS, "init") if name in content}
+    _check_processes(processes.count, model_config.model_type, recipe.get("batch_size", 1))
+    facts = {"processes": 1, **{name: content[name] for name in (*_FACTS, "init") if name in content}}
+    if processes.count != facts["processes"]:
+        tell(
+            f"note: the number of processes was {facts['processes']} and is {processes.count}: "
+            "the run goes on, but not bit for bit"
+        )
+        facts |= {"processes": processes.count, "threads": torch.get_num_threads()}
     if device.type == "cpu":
         torch.set_num_threads(facts["threads"])  # the order of sums depends on it
     if device.type != facts["device"]:
@@ -267,9 +297,9 @@ def resume(
     try:
         longer = {"epochs": given["epochs"]} if "epochs" in given else {}
         config = TrainingConfig(**{**recipe, **longer})
-        trainer = _trainer(run, model_config, config, tokenizer, facts, device, checkpoint_seconds)
+        trainer = _trainer(run, model_config, config, tokenizer, facts, device, checkpoint_seconds, processes)
         trainer.resume(content)
-        if longer:
+        if longer and processes.is_first:
             _write_config(run, model_config, config, facts)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UnusableFileError(path, f"damaged: {str(error).splitlines()[0]}") from None
@@ -294,6 +324,7 @@ def _trainer(
     facts: dict[str, Any],
     device: torch.device,
     checkpoint_seconds: float,
+    processes: Processes,
 ) -> Trainer | NgramTrainer:
     """What trains a new model; that of a checkpoint is taken up by its ``resume``."""
     common: dict[str, Any] = {
@@ -301,12 +332,12 @@ def _trainer(
         "valid": _split(run, facts, "valid"),
         "eos_id": tokenizer.eos_id,
         "facts": facts,
-        "metrics": MetricsLog(run / METRICS),
+        "metrics": MetricsLog(run / METRICS if processes.is_first else Path(os.devnull)),
     }
     if model_config.model_type == NGRAM_TYPE:
         return NgramTrainer(run, model_config, **common)
     model = make_model(model_config, torch.Generator().manual_seed(config.seed)).to(device)
-    return Trainer(run, model, config, **common, checkpoint_seconds=checkpoint_seconds)
+    return Trainer(run, model, config, **common, checkpoint_seconds=checkpoint_seconds, processes=processes)
 
 
 def _split(run: Path, facts: dict[str, Any], name: str) -> Ids:

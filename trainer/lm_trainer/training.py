@@ -2,7 +2,8 @@
 
 The text is cut into ``batch_size`` columns; each window of ``seq_len`` tokens is read from the state that
 the window before left, detached. Everything that the next step depends on is in the checkpoint, so that a
-run that was killed and resumed ends with the same weights, to the bit. Knows nothing about corpora.
+run that was killed and resumed ends with the same weights, to the bit. Several processes have a part of the
+columns each, and sum their gradients. Knows nothing about corpora.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from lm_trainer.config import TrainingConfig
 from lm_trainer.loss import linear_cross_entropy
 from lm_trainer.metrics import MetricsLog
 from lm_trainer.model import LanguageModel, Noise, TorchState, negative_log_likelihood
+from lm_trainer.processes import ALONE, Processes
 from lm_trainer.token_file import Ids
 
 LOG_STEPS = 50
@@ -118,6 +120,8 @@ class Trainer:
         facts: what each checkpoint holds beside the state of the training.
         metrics: where the records go.
         checkpoint_seconds: the longest time between two checkpoints; 0 writes one at each step.
+        processes: those that train this model together. Each has a part of the columns; the first one
+            validates and writes.
 
     Raises:
         ValueError: the text is too short for the columns.
@@ -135,6 +139,7 @@ class Trainer:
         facts: dict[str, Any],
         metrics: MetricsLog,
         checkpoint_seconds: float,
+        processes: Processes = ALONE,
     ) -> None:
         self.progress = Progress()
         self.model = model
@@ -146,6 +151,8 @@ class Trainer:
         self._facts = facts
         self._metrics = metrics
         self._checkpoint_seconds = checkpoint_seconds
+        self._processes = processes
+        self._columns = processes.columns(config.batch_size)
         self._device = model.device
         self._column = train.size // config.batch_size
         if self._column <= config.seq_len:
@@ -164,7 +171,7 @@ class Trainer:
         """Tokens that each step trains on."""
         self._log_windows = min(LOG_STEPS, self.windows)
         self._optimizer = make_optimizer(model, config)
-        self._generator = torch.Generator(self._device).manual_seed(config.seed + 1)
+        self._generator = torch.Generator(self._device).manual_seed(config.seed + 1 + processes.rank)
         self._noise = Noise(
             self._generator,
             config.dropout if config.dropout_input is None else config.dropout_input,
@@ -174,7 +181,8 @@ class Trainer:
             config.weight_drop,
             config.locked_dropout,
         )
-        self._state = model.zero_state(config.batch_size)
+        self._state = model.zero_state(len(self._columns))
+        self._batch_axes = [tensor.batch_axis for tensor in model.states]
         self._pending = torch.zeros((), dtype=torch.float64, device=self._device)
         self._stop = False
         self._may_break_off = False
@@ -184,11 +192,17 @@ class Trainer:
         self.model.load_state_dict(content["model"])
         self.progress = Progress(**content["progress"])
         self._optimizer.load_state_dict(content["optimizer"])
+        rank, generators = self._processes.rank, content["generator"].cpu()
         if content["device"] == self._device.type:
-            self._generator.set_state(content["generator"].cpu())
-        else:  # the two kinds of device have generators of their own
-            self._generator.manual_seed(self.config.seed + 1 + self.progress.step)
-        self._state = tuple(tensor.to(self._device) for tensor in content["hidden"])
+            generators = generators.view(-1, self._generator.get_state().numel())
+        if content["device"] == self._device.type and len(generators) == self._processes.count:
+            self._generator.set_state(generators[rank].clone())  # torch reads from the storage's beginning
+        else:  # the two kinds of device, and the processes, have generators of their own
+            self._generator.manual_seed(self.config.seed + 1 + rank + self.progress.step)
+        self._state = tuple(
+            whole.to(self._device).narrow(axis, self._columns.start, len(self._columns)).contiguous()
+            for whole, axis in zip(content["hidden"], self._batch_axes, strict=True)
+        )
         self._pending += self.progress.pending
         self._metrics.truncate(content["metrics_bytes"])
 
@@ -207,7 +221,7 @@ class Trainer:
         with self._stoppable():
             while self.progress.epoch < self.epochs:
                 self._epoch(report)
-            if self._stop:
+            if self._processes.any(self._stop)[0]:
                 raise InterruptedRunError
 
     def _epoch(self, report: Report) -> None:
@@ -220,10 +234,12 @@ class Trainer:
             report.step(progress)
             if progress.window % self._log_windows == 0:
                 self._record(report)
-            if self._stop or time.perf_counter() - saved >= self._checkpoint_seconds:
+            due = time.perf_counter() - saved >= self._checkpoint_seconds
+            stop, due = self._processes.any(self._stop, due)
+            if stop or due:
                 self._save(LAST)
                 saved = time.perf_counter()
-            if self._stop:
+            if stop:
                 raise InterruptedRunError
         self._save(LAST)  # what was trained is kept, should the validation be broken off
         valid_loss = self._validate()
@@ -233,7 +249,7 @@ class Trainer:
         progress.epoch += 1
         progress.window = 0
         progress.loss_sum = 0.0
-        self._state = self.model.zero_state(self.config.batch_size)
+        self._state = self.model.zero_state(len(self._columns))
         progress.valid_loss = valid_loss
         best = valid_loss < progress.best_valid_loss
         if best:
@@ -264,8 +280,12 @@ class Trainer:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=bfloat16):
             x, self._state = model.read(token, state, self._noise)
             loss = linear_cross_entropy(x.flatten(0, 1), model.head.weight, model.head.bias, target.flatten())
+        loss = loss / self._processes.count  # this process's part of the mean over the batch
         self._optimizer.zero_grad()
         torch.autograd.backward(loss)
+        loss = loss.detach()
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        self._processes.sum([loss, *gradients])
         if config.clip_value:
             torch.nn.utils.clip_grad_value_(self.model.parameters(), config.clip_value)
         if config.clip_norm:
@@ -273,16 +293,16 @@ class Trainer:
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(config, progress.step, self.total_steps)
         self._optimizer.step()
-        self._pending += loss.detach()
+        self._pending += loss
         progress.window += 1
         progress.step += 1
 
     def _window(self, window: int) -> tuple[Tensor, Tensor]:
-        """Input and target ids ``(batch, time)``; the target is the input's next token."""
+        """Input and target ids ``(columns, time)``; the target is the input's next token."""
         start = window * self.config.seq_len
         rows = [
             self._train[column * self._column + start :][: self.config.seq_len + 1]
-            for column in range(self.config.batch_size)
+            for column in self._columns
         ]
         ids = torch.from_numpy(np.stack(rows).astype(np.int64)).to(self._device)
         return ids[:, :-1], ids[:, 1:]
@@ -317,15 +337,25 @@ class Trainer:
         )
 
     def _validate(self) -> float:
-        self._may_break_off = True
-        try:
-            if self._stop:
-                raise InterruptedRunError
-            loss = negative_log_likelihood(self.model, self.valid, self._eos_id) / self.valid.size
-        except KeyboardInterrupt:
-            raise InterruptedRunError from None
-        finally:
-            self._may_break_off = False
+        """The loss of the validation text, nats a token.
+
+        The first process finds it: one state goes through the whole text, so that it cannot be divided.
+        """
+        [stop] = self._processes.any(self._stop)
+        loss, complete = math.nan, False
+        if self._processes.is_first and not stop:
+            self._may_break_off = True
+            try:
+                if not self._stop:
+                    loss = negative_log_likelihood(self.model, self.valid, self._eos_id) / self.valid.size
+                    complete = True
+            except KeyboardInterrupt:
+                pass
+            finally:
+                self._may_break_off = False
+        loss, has_loss = self._processes.from_first(loss, complete)
+        if not has_loss:
+            raise InterruptedRunError
         self._check_finite(loss)
         return loss
 
@@ -335,14 +365,22 @@ class Trainer:
         healthy = torch.stack([parameter.isfinite().all() for parameter in self.model.parameters()]).all()
         self._check_finite(pending if bool(healthy) else math.nan)
         self.progress.pending = pending
+        gather = self._processes.gather
+        hidden = [
+            torch.cat(gather(tensor.detach()), axis)
+            for tensor, axis in zip(self._state, self._batch_axes, strict=True)
+        ]
+        generators = torch.stack(gather(self._generator.get_state()))
+        if not self._processes.is_first:
+            return
         content = {
             **self._facts,
             "training_config": dataclasses.asdict(self.config),
             "model_config": dataclasses.asdict(self.model.config),
             "model": self.model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
-            "generator": self._generator.get_state(),
-            "hidden": [tensor.detach() for tensor in self._state],
+            "generator": generators,
+            "hidden": hidden,
             "progress": dataclasses.asdict(self.progress),
             "metrics_bytes": self._metrics.size,
         }
@@ -355,6 +393,7 @@ class Trainer:
         def ask_to_stop(signum: int, frame: object) -> None:
             self._stop = True
             if self._may_break_off:
+                self._may_break_off = False  # once is enough
                 raise KeyboardInterrupt
 
         before = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}

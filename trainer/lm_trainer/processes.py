@@ -1,0 +1,162 @@
+"""The processes that train one model together, as ``torchrun`` starts them; mostly there is one.
+
+Each has the whole model and some columns of the batch. Knows nothing about models, texts or files.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
+
+_PATIENCE = timedelta(days=7)
+"""How long a process waits for another, which may be setting up from a large corpus."""
+
+
+class Processes:
+    """This process and those that train with it.
+
+    One process alone has nobody to ask: nothing below does anything there.
+
+    Args:
+        rank: which of them this is, from 0.
+        count: how many there are.
+
+    Raises:
+        ConnectionError: (each method) another process has ended.
+    """
+
+    def __init__(self, rank: int = 0, count: int = 1) -> None:
+        self.rank = rank
+        self.count = count
+
+    @classmethod
+    def join(cls, device: torch.device) -> Processes:
+        """Meet the processes that torchrun has started with this one.
+
+        Args:
+            device: the kind of device that each trains on; of several GPUs it takes one of its own.
+
+        Raises:
+            ValueError: this machine has fewer GPUs than processes.
+        """
+        if not started_together():
+            return ALONE
+        backend = "gloo"
+        if device.type == "cuda":
+            local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+            if local >= gpus:
+                raise ValueError(
+                    f"each process needs a GPU of its own, and this machine has {gpus}; "
+                    "start as many processes, or give --device cpu"
+                )
+            torch.cuda.set_device(local)
+            backend = "cpu:gloo,cuda:nccl"
+        rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        with _together():
+            dist.init_process_group(backend, store=_store(), rank=rank, world_size=count, timeout=_PATIENCE)
+        return cls(rank, count)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the one that writes and prints."""
+        return self.rank == 0
+
+    def sum(self, tensors: Sequence[Tensor]) -> None:
+        """Put the sum over all processes into each of ``tensors``, to the same bits everywhere.
+
+        A model has few and large ones: a copy of them all in one piece takes longer than it saves.
+        """
+        if self.count > 1:
+            with _together():
+                for work in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
+                    work.wait()
+
+    def any(self, *flags: bool) -> list[bool]:
+        """Of each flag, whether it is set in one of the processes."""
+        if self.count == 1:
+            return list(flags)
+        highest = torch.tensor(flags, dtype=torch.uint8)
+        with _together():
+            dist.all_reduce(highest, dist.ReduceOp.MAX)
+        return [bool(flag) for flag in highest]
+
+    def from_first(self, *numbers: float) -> list[float]:
+        """The numbers that the first process gives, once it does."""
+        if self.count == 1:
+            return list(numbers)
+        given = torch.tensor(numbers, dtype=torch.float64)
+        with _together():
+            dist.broadcast(given, src=0)
+        return given.tolist()
+
+    def gather(self, tensor: Tensor) -> list[Tensor]:
+        """The tensors, of one shape, of all processes in their order."""
+        if self.count == 1:
+            return [tensor]
+        gathered = [
+            torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(self.count)
+        ]
+        with _together():
+            dist.all_gather(gathered, tensor.contiguous())
+        return gathered
+
+    def columns(self, batch_size: int) -> range:
+        """This process's columns of a batch; each has as many."""
+        share = batch_size // self.count
+        return range(self.rank * share, (self.rank + 1) * share)
+
+    def leave(self) -> None:
+        """Wait until all are here, and part."""
+        if self.count > 1:
+            self.any(False)
+            dist.destroy_process_group()
+
+
+ALONE = Processes()
+
+
+def started_together() -> bool:
+    """Whether torchrun has started this process, and others with it."""
+    return dist.is_torchelastic_launched() and os.environ["WORLD_SIZE"] != "1"
+
+
+def is_first_to_fail() -> bool:
+    """Whether no other of the processes has failed before this one: the first says why.
+
+    From here on torchrun's signal to the others of a process that failed is ignored: they end by themselves.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        return int(_store().add("failed", 1)) == 1
+    except RuntimeError:  # torchrun itself is gone
+        return True
+
+
+@functools.cache
+def _store() -> Any:
+    """What torchrun keeps for all processes, whichever of them end."""
+    store, _, _ = next(rendezvous("env://"))
+    return store
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """Around what takes all processes: torch has many words for one that is not there."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0][:160]
+        raise ConnectionError(
+            f"another process of this run has ended or cannot be reached ({reason}); "
+            "--resume goes on from the last checkpoint"
+        ) from None
