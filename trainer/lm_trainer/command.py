@@ -6,16 +6,24 @@ import dataclasses
 import os
 import signal
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
+from lm_runtime.bundle import NGRAM_TYPE
 from lm_runtime.commands import Command, file_size, imports, note
-from lm_trainer.config import FAMILIES, PRESETS
+from lm_runtime.files import require_place
+from lm_trainer.config import FAMILIES, PRESETS, Preset
 
 if TYPE_CHECKING:
+    import torch
+    from tqdm import tqdm
+
     from lm_trainer.ngram_training import NgramTrainer
     from lm_trainer.training import Progress, Report, Trainer
 
@@ -29,6 +37,7 @@ Examples:
   lm-train ptb --preset tutorial --model gru --out ptb-gru
   lm-train ptb --preset tutorial --model ngram --order 3 --out ptb-3gram
   lm-train --out my-run --resume            go on where the run stopped
+  lm-train my-text.txt --find-lr            which learning rate to take
 
 \b
 Models:
@@ -84,7 +93,9 @@ Presets:
 )
 @click.option("--epochs", type=int, help="Passes over the text.")
 @click.option("--batch-size", type=int, help="Columns read side by side.")
+@click.option("--accumulate", type=int, help="Groups of columns, one after the other for each step.")
 @click.option("--seq-len", type=int, help="Steps of backpropagation.")
+@click.option("--patience", type=int, help="Epochs to wait for a better validation; 0 to train them all.")
 @click.option(
     "--projection", type=int, help="Width between the last hidden and the output layer; 0 for none."
 )
@@ -128,6 +139,17 @@ Presets:
     show_default=True,
     help="Length of sample.txt.",
 )
+@click.option(
+    "--tensorboard", is_flag=True, help="Write TensorBoard's event files into the folder's tensorboard."
+)
+@click.option(
+    "--find-lr",
+    type=click.Path(path_type=Path),
+    is_flag=False,
+    flag_value="lr.png",
+    metavar="[PNG]",
+    help="Print a learning rate for this run, found in 100 steps, and draw lr.png; there is no run.",
+)
 @click.version_option(package_name="steplm")
 def main(
     corpus: str,
@@ -138,6 +160,8 @@ def main(
     device: str,
     checkpoint_seconds: float,
     sample_tokens: int,
+    tensorboard: bool,
+    find_lr: Path | None,
     **settings: Any,
 ) -> None:
     """Train a language model on CORPUS.
@@ -158,12 +182,16 @@ def main(
         raise click.UsageError(
             "a given tokenizer.json has its vocabulary; leave out --vocab-size and --min-frequency"
         )
+    if find_lr is not None:
+        _check_finder(find_lr, recipe, resume or force)
     # Read by torch as it is loaded: large tensors in huge pages, where the system leaves it to the program.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     with imports():
         from lm_trainer import run
-        from lm_trainer.checkpoint import BEST, LAST
-        from lm_trainer.training import InterruptedRunError, TrainingError
+        from lm_trainer.checkpoint import BEST
+
+        if tensorboard:
+            from lm_trainer import events  # noqa: F401  says now that something is missing
 
     place = run.pick_device(device)
     resuming = resume and run.is_run(out)
@@ -173,6 +201,9 @@ def main(
             recipe = dataclasses.replace(
                 recipe, training=dataclasses.replace(recipe.training, precision=picked)
             )
+        if find_lr is not None:
+            click.echo(f"{_find_rate(find_lr, corpus, recipe, place):.2g}")
+            return
         run.start(out, corpus, recipe, place, replace=force, resuming=resume, tell=note)
         main.check_interrupted()
     if resuming and _was_given("preset"):
@@ -186,27 +217,83 @@ def main(
         checkpoint_seconds,
         note,
     )
-    if trainer.progress.epoch < trainer.epochs:
-        (out / run.SUMMARY).unlink(missing_ok=True)
-        try:
-            with _Terminal(trainer) as report:
-                trainer.train(report)
-        except InterruptedRunError:
-            note(
-                f"stopped at step {trainer.progress.step:,} of {trainer.total_steps:,}; "
-                f"{out / LAST} is written, --resume goes on"
-            )
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
-            sys.exit(130)
-        except TrainingError as error:
-            raise click.ClickException(str(error)) from None
-    summary = run.read_summary(out)
+    summary = run.read_summary(out) if trainer.complete else None
     if summary is None:
-        summary = run.finish(out, place, sample_tokens)
+        (out / run.SUMMARY).unlink(missing_ok=True)
+        with _events(trainer, out) if tensorboard else nullcontext():
+            if not trainer.complete:
+                _train(trainer, out)
+            summary = run.finish(out, place, sample_tokens)
     else:
         note(f"{out} is complete: nothing to do")
     main.check_interrupted()
     _conclude(summary, out / BEST)
+
+
+def _train(trainer: Trainer | NgramTrainer, out: Path) -> None:
+    from lm_trainer.checkpoint import LAST
+    from lm_trainer.training import InterruptedRunError, TrainingError
+
+    try:
+        with _Terminal(trainer) as report:
+            trainer.train(report)
+    except InterruptedRunError:
+        note(
+            f"stopped at step {trainer.progress.step:,} of {trainer.total_steps:,}; "
+            f"{out / LAST} is written, --resume goes on"
+        )
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
+        sys.exit(130)
+    except TrainingError as error:
+        raise click.ClickException(str(error)) from None
+
+
+@contextmanager
+def _events(trainer: Trainer | NgramTrainer, out: Path) -> Iterator[None]:
+    """Within, TensorBoard's events are written; at the end the sample."""
+    from lm_trainer.events import EventLog
+    from lm_trainer.run import SAMPLE
+
+    with closing(EventLog(out, trainer.progress.step)) as log:
+        trainer.metrics.watch = log.append
+        yield
+        log.add_sample((out / SAMPLE).read_text(encoding="utf-8"), trainer.progress.step)
+
+
+def _check_finder(picture: Path, recipe: Preset, of_a_run: bool) -> None:
+    if of_a_run:
+        raise click.UsageError("--find-lr begins anew and touches no run: leave out --resume and --force")
+    if recipe.model["model_type"] == NGRAM_TYPE:
+        raise click.UsageError(f"--find-lr is of no use to {NGRAM_TYPE}: it is counted in one pass")
+    if picture.suffix != ".png":
+        raise click.UsageError(
+            f"--find-lr takes the path of a picture, which ends in .png, got {picture}; CORPUS stands before it"
+        )
+    require_place(picture)
+
+
+def _find_rate(picture: Path, corpus: str, recipe: Preset, place: torch.device) -> float:
+    """A good learning rate for the run that the other arguments describe."""
+    import numpy as np
+
+    from lm_trainer import rate_finder, run
+    from lm_trainer.training import Trainer
+
+    with tempfile.TemporaryDirectory(prefix="lm-train-") as folder:
+        out = Path(folder) / "run"
+        run.start(out, corpus, recipe, place, replace=False, resuming=False, tell=note)
+        trainer = run.resume(out, None, {}, place, float("inf"), note)
+        with _bar(total=rate_finder.STEPS, unit=" steps") as bar:
+            tried = []
+            for lr, loss in rate_finder.rise(trainer):
+                tried.append((lr, loss))
+                bar.set_postfix_str(f"learning rate {lr:.1e}, loss {loss:.3f}", refresh=False)
+                bar.update()
+    rates, losses = np.array(tried).T
+    suggestion = rate_finder.suggest(rates, losses)
+    rate_finder.draw(rates, losses, suggestion, picture)
+    note(f"loss lowest at {10 * suggestion:.2g}; a tenth of it is the suggested learning rate; {picture}")
+    return suggestion
 
 
 def _was_given(name: str) -> bool:
@@ -214,27 +301,34 @@ def _was_given(name: str) -> bool:
     return click.get_current_context().get_parameter_source(name) == ParameterSource.COMMANDLINE
 
 
+def _bar(**options: Any) -> tqdm[Any]:
+    """A progress bar with the time that is left; without a terminal, a line every half minute."""
+    from tqdm import tqdm
+
+    live = sys.stderr.isatty()
+    return tqdm(
+        **options,
+        file=sys.stderr if live else _Lines(),
+        mininterval=0.2 if live else 30,
+        maxinterval=1 if live else 60,
+        dynamic_ncols=live,
+        leave=live,
+        ncols=None if live else 0,
+        smoothing=0.05,
+    )
+
+
 class _Terminal:
-    """The progress bar; without a terminal, a line every half minute."""
+    """The progress bar of a run."""
 
     def __init__(self, trainer: Trainer | NgramTrainer) -> None:
-        from tqdm import tqdm
-
         self._per_step = trainer.tokens_per_step
         self._epochs = trainer.epochs
-        live = sys.stderr.isatty()
-        self._bar = tqdm(
+        self._bar = _bar(
             total=trainer.total_steps * self._per_step,
             initial=trainer.progress.step * self._per_step,
             unit=" tokens",
             unit_scale=True,
-            file=sys.stderr if live else _Lines(),
-            mininterval=0.2 if live else 30,
-            maxinterval=1 if live else 60,
-            dynamic_ncols=live,
-            leave=live,
-            ncols=None if live else 0,
-            smoothing=0.05,
         )
 
     def __enter__(self) -> Report:
@@ -284,8 +378,11 @@ def _conclude(summary: dict[str, Any], best: Path) -> None:
                 f"({figures['perplexity_per_word']:.1f} a word, {figures['bits_per_byte']:.3f} bits a byte)"
                 + (f"; against {baselines}" if split == "valid" else "")
             )
+    early = " (stopped early: validation no longer improved)" if summary.get("stopped_early") else ""
+    report = best.with_name("report.html")
     note(
-        f"trained {summary['parameters']:,} parameters in {summary['seconds']:.0f} s; "
-        f"best after epoch {summary['best_epoch']}: {best}, {file_size(best.stat().st_size)}"
+        f"trained {summary['parameters']:,} parameters in {summary['seconds']:.0f} s{early}; "
+        f"best after epoch {summary['best_epoch']} of {summary['epochs']}: "
+        f"{best}, {file_size(best.stat().st_size)}" + (f"; {report}" if report.exists() else "")
     )
     click.echo(best)
