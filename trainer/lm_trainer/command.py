@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 from click.core import ParameterSource
@@ -267,7 +267,7 @@ def _check_finder(picture: Path, recipe: Preset, of_a_run: bool) -> None:
         raise click.UsageError(f"--find-lr is of no use to {NGRAM_TYPE}: it is counted in one pass")
     if picture.suffix != ".png":
         raise click.UsageError(
-            f"--find-lr takes the path of a picture, which ends in .png, got {picture}; CORPUS stands before it"
+            f"--find-lr takes a picture's path, which ends in .png, got {picture}; CORPUS stands before it"
         )
     require_place(picture)
 
@@ -277,12 +277,11 @@ def _find_rate(picture: Path, corpus: str, recipe: Preset, place: torch.device) 
     import numpy as np
 
     from lm_trainer import rate_finder, run
-    from lm_trainer.training import Trainer
 
     with tempfile.TemporaryDirectory(prefix="lm-train-") as folder:
         out = Path(folder) / "run"
         run.start(out, corpus, recipe, place, replace=False, resuming=False, tell=note)
-        trainer = run.resume(out, None, {}, place, float("inf"), note)
+        trainer = cast("Trainer", run.resume(out, None, {}, place, float("inf"), note))
         with _bar(total=rate_finder.STEPS, unit=" steps") as bar:
             tried = []
             for lr, loss in rate_finder.rise(trainer):
@@ -370,6 +369,8 @@ class _Lines:
 
 
 def _conclude(summary: dict[str, Any], best: Path) -> None:
+    from lm_trainer.report import REPORT
+
     baselines = ", ".join(f"{name} {value:,.1f}" for name, value in summary["baselines"].items())
     for split in ("valid", "test"):
         if figures := summary.get(split):
@@ -379,7 +380,7 @@ def _conclude(summary: dict[str, Any], best: Path) -> None:
                 + (f"; against {baselines}" if split == "valid" else "")
             )
     early = " (stopped early: validation no longer improved)" if summary.get("stopped_early") else ""
-    report = best.with_name("report.html")
+    report = best.with_name(REPORT)
     note(
         f"trained {summary['parameters']:,} parameters in {summary['seconds']:.0f} s{early}; "
         f"best after epoch {summary['best_epoch']} of {summary['epochs']}: "

@@ -21,7 +21,6 @@ import click
 
 from lm_runtime.files import UnusableFileError
 
-
 _EXTRAS = {"llguidance": ("regex",) * 2, "tensorboard": ("tensorboard",) * 2}
 """The extra that brings a module, as pip takes it and as it is called; all others are of the training."""
 
