@@ -36,7 +36,8 @@ class Page(HTMLParser):
             self.attributes.setdefault(name, []).append(value)
 
     def handle_data(self, data: str) -> None:
-        self.text[self.tags[-1]] = self.text.get(self.tags[-1], "") + data
+        if self.tags:
+            self.text[self.tags[-1]] = self.text.get(self.tags[-1], "") + data
 
 
 def test_the_report_shows_the_run_and_needs_no_other_file(small_run: Path) -> None:
@@ -175,10 +176,10 @@ def check_events(folder: Path) -> None:
         ("loss/valid", "epoch", "valid_loss"),
         ("perplexity/valid", "epoch", "valid_perplexity"),
     ):
-        expected = [(record["step"], record[name]) for record in metrics(folder, event)]
-        found = [(entry.step, entry.value) for entry in log.Scalars(tag)]
-        assert [step for step, _ in found] == [step for step, _ in expected], tag
-        assert found == pytest.approx(expected, rel=1e-6), tag
+        records, found = metrics(folder, event), log.Scalars(tag)
+        assert [entry.step for entry in found] == [record["step"] for record in records], tag
+        values = [record[name] for record in records]
+        assert [entry.value for entry in found] == pytest.approx(values, rel=1e-6), tag
     assert all(entry.value > 0 for entry in log.Scalars("tokens_per_second"))
     (sample,) = log.Tensors("sample/text_summary")
     lines = sample.tensor_proto.string_val[0].decode().splitlines()

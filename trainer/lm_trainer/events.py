@@ -38,7 +38,7 @@ class EventLog:
         folder = run / EVENTS
         earlier = read_metrics(run) if (run / METRICS).exists() else []
         behind = step + 1 if folder.exists() else None
-        self._writer: Any = SummaryWriter(str(folder), purge_step=behind)  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(folder), purge_step=behind)
         self._before = {"step": 0, "seconds": 0.0}
         for record in earlier:
             if behind is None:
