@@ -147,12 +147,12 @@ def test_an_interrupted_search_for_a_rate_leaves_nothing(
     assert list(scratch.iterdir()) == []
 
 
-def test_the_suggestion_is_a_tenth_of_the_rate_of_the_lowest_loss() -> None:
+def test_the_suggestion_is_a_quarter_of_the_rate_of_the_lowest_loss() -> None:
     rates = np.geomspace(1e-6, 10, 100)
     losses = 5 + np.log10(rates / rates[60]) ** 2
-    assert rate_finder.suggest(rates, losses) == pytest.approx(rates[60] / 10)
+    assert rate_finder.suggest(rates, losses) == pytest.approx(rates[60] / 4)
     losses[20] = 4.9  # a single low one is no minimum
-    assert rate_finder.suggest(rates, losses) == pytest.approx(rates[60] / 10)
+    assert rate_finder.suggest(rates, losses) == pytest.approx(rates[60] / 4)
 
 
 def events(folder: Path) -> EventAccumulator:

@@ -291,7 +291,8 @@ def _find_rate(picture: Path, corpus: str, recipe: Preset, place: torch.device) 
     rates, losses = np.array(tried).T
     suggestion = rate_finder.suggest(rates, losses)
     rate_finder.draw(rates, losses, suggestion, picture)
-    note(f"loss lowest at {10 * suggestion:.2g}; a tenth of it is the suggested learning rate; {picture}")
+    lowest = suggestion / rate_finder.FRACTION
+    note(f"loss lowest at {lowest:.2g}, a quarter of it is the suggested learning rate; {picture}")
     return suggestion
 
 
