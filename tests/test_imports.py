@@ -88,3 +88,14 @@ def test_a_missing_extra_is_named_in_one_line(tmp_path: Path, module: str, name:
     expected = f"{name}: torch is not installed; install the training extra: pip install 'steplm[train]'\n"
     assert result.stderr == expected
     assert list(tmp_path.iterdir()) == []
+
+
+def test_tensorboard_is_missed_before_anything_is_done(tmp_path: Path) -> None:
+    code = "import lm_trainer.command as c; c.main(['--tensorboard'])"
+    result = python(code, ("tensorboard",), cwd=tmp_path)
+    assert result.returncode == 1
+    assert result.stderr == (
+        "lm-train: tensorboard is not installed; install the tensorboard extra: "
+        "pip install 'steplm[tensorboard]'\n"
+    )
+    assert list(tmp_path.iterdir()) == []

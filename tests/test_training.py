@@ -46,6 +46,7 @@ def make_trainer(
     checkpoint_seconds: float = 1e9,
     family: str = "lstm",
     layers: int = 1,
+    valid: Any = None,
     **settings: Any,
 ) -> Trainer:
     model = small_model(family, layers)
@@ -55,7 +56,7 @@ def make_trainer(
         model,
         config,
         train=ids,
-        valid=ids[:100],
+        valid=ids[:100] if valid is None else valid,
         eos_id=0,
         facts={"device": "cpu"},
         metrics=MetricsLog(folder / "metrics.jsonl"),
@@ -331,7 +332,7 @@ def test_a_run_of_any_family_goes_on_from_its_checkpoint_to_the_same_bits(
             raise KilledError
 
     settings: dict[str, Any] = {"family": family, "layers": 2, "epochs": 2, "dropout": 0.3}
-    settings |= {"precision": precision, "dropout_input": 0.1, "dropout_words": 0.1}
+    settings |= {"precision": precision, "dropout_input": 0.1, "dropout_words": 0.1, "accumulate": 2}
     if family in CELLS:
         settings |= {"locked_dropout": True, "weight_drop": 0.2}
     for name in ("whole", "killed"):
@@ -349,6 +350,63 @@ def test_a_run_of_any_family_goes_on_from_its_checkpoint_to_the_same_bits(
     ends = [torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "killed")]
     assert same(*ends)
     assert ends[0]["model_config"]["model_type"] == family
+
+
+@pytest.mark.parametrize("groups", [2, 4])
+@pytest.mark.parametrize("family", NETWORKS)
+def test_columns_read_in_groups_make_the_same_steps(tmp_path: Path, family: str, groups: int) -> None:
+    """The states too, column by column; only sums are in another order."""
+    settings: dict[str, Any] = {"family": family, "layers": 2, "lr": 0.01, "clip_norm": 0.5}
+    whole = make_trainer(tmp_path, **settings)
+    grouped = make_trainer(tmp_path, accumulate=groups, **settings)
+    for _ in range(whole.windows):
+        losses = [float(trainer.step()) for trainer in (whole, grouped)]
+        assert abs(losses[0] - losses[1]) < 1e-5
+    states = []
+    for trainer in (whole, grouped):
+        trainer.save()
+        states.append(torch.load(tmp_path / "last.pt", weights_only=True)["hidden"])
+    for a, b in zip(*states, strict=True):
+        assert a.shape == b.shape
+        assert torch.allclose(a.float(), b.float(), atol=1e-4)
+
+
+OTHER_IDS = np.random.default_rng(1).integers(0, 50, 100).astype(np.uint16)
+
+
+def test_a_run_waits_for_a_better_validation_as_long_as_its_patience(tmp_path: Path) -> None:
+    """No random text helps with another: validation soon gets worse. Killed while it waits, it goes on."""
+
+    class KilledError(Exception):
+        pass
+
+    def make(name: str, **settings: Any) -> Trainer:
+        (tmp_path / name).mkdir(exist_ok=True)
+        return make_trainer(tmp_path / name, valid=OTHER_IDS, lr=0.02, epochs=30, **settings)
+
+    whole = make("whole", patience=3)
+    whole.train(SILENT)
+    bests = [record["best"] for record in records(tmp_path / "whole") if record["event"] == "epoch"]
+    assert 3 < len(bests) < 30
+    assert bests[-4:] == [True, False, False, False]
+    assert not any(not any(bests[at : at + 3]) for at in range(len(bests) - 3))
+
+    def kill(progress: Progress) -> None:
+        if progress.epoch == len(bests) - 1 and progress.window == 20:
+            raise KilledError
+
+    killed = make("killed", patience=3)
+    with pytest.raises(KilledError):
+        killed.train(dataclasses.replace(SILENT, step=kill))
+    resumed = make("killed", patience=3)
+    resumed.resume(torch.load(tmp_path / "killed/last.pt", weights_only=True))
+    assert not resumed.complete
+    resumed.train(SILENT)
+    ends = [torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "killed")]
+    assert same(*ends)
+    patient = make("killed")
+    patient.resume(ends[1])
+    assert not patient.complete
 
 
 def test_a_checkpoint_from_before_there_were_families_is_an_lstm(small_run: Path) -> None:
@@ -495,6 +553,7 @@ def test_a_finished_run_has_everything(uninterrupted: Path) -> None:
         "last.pt",
         "loss.png",
         "metrics.jsonl",
+        "report.html",
         "sample.txt",
         "summary.json",
         "tokenizer.json",

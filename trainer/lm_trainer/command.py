@@ -9,14 +9,17 @@ import signal
 import sys
 import tempfile
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import click
 from click.core import ParameterSource
 
+from lm_runtime.bundle import NGRAM_TYPE
 from lm_runtime.commands import Command, file_size, imports, note
+from lm_runtime.files import require_place
 from lm_trainer.config import FAMILIES, OPTIONS, PRESETS, ModelConfig, Preset, TokenizerConfig
 from lm_trainer.config_file import read_config
 
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
     from lm_trainer.ngram_training import NgramTrainer
     from lm_trainer.pretrained import Pretrained
     from lm_trainer.processes import Processes
-    from lm_trainer.training import Progress, Report, Trainer
+    from lm_trainer.training import Trainer
 
 _EXAMPLES = """
 \b
@@ -41,6 +44,7 @@ Examples:
   lm-train --config my-run/config.toml --out again
   lm-train my-text.txt --init ptb-run --lr 0.0005 --out tuned
   torchrun --nproc-per-node 2 --no-python lm-train ptb      two processes share each batch
+  lm-train my-text.txt --find-lr            which learning rate to take
 
 \b
 Models:
@@ -163,7 +167,9 @@ class _TrainCommand(Command):
 )
 @click.option("--epochs", type=int, help="Passes over the text.")
 @click.option("--batch-size", type=int, help="Columns read side by side.")
+@click.option("--accumulate", type=int, help="Groups of columns, one after the other for each step.")
 @click.option("--seq-len", type=int, help="Steps of backpropagation.")
+@click.option("--patience", type=int, help="Epochs to wait for a better validation; 0 to train them all.")
 @click.option(
     "--projection", type=int, help="Width between the last hidden and the output layer; 0 for none."
 )
@@ -207,6 +213,17 @@ class _TrainCommand(Command):
     show_default=True,
     help="Length of sample.txt.",
 )
+@click.option(
+    "--tensorboard", is_flag=True, help="Write TensorBoard's event files into the folder's tensorboard."
+)
+@click.option(
+    "--find-lr",
+    type=click.Path(path_type=Path),
+    is_flag=False,
+    flag_value="lr.png",
+    metavar="[PNG]",
+    help="Print a learning rate for this run, found in 100 steps, and draw lr.png; there is no run.",
+)
 @click.version_option(package_name="steplm")
 def main(
     corpus: str,
@@ -218,6 +235,8 @@ def main(
     device: str,
     checkpoint_seconds: float,
     sample_tokens: int,
+    tensorboard: bool,
+    find_lr: Path | None,
     **settings: Any,
 ) -> None:
     """Train a language model on CORPUS.
@@ -239,14 +258,18 @@ def main(
         raise click.UsageError(
             "a given tokenizer.json has its vocabulary; leave out --vocab-size and --min-frequency"
         )
+    if find_lr is not None:
+        _check_finder(find_lr, recipe, resume or force)
     # Read by torch as it is loaded: large tensors in huge pages, where the system leaves it to the program.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     with imports():
         from lm_trainer import run
-        from lm_trainer.checkpoint import BEST, LAST
+        from lm_trainer.checkpoint import BEST
         from lm_trainer.pretrained import read_pretrained
         from lm_trainer.processes import Processes
-        from lm_trainer.training import InterruptedRunError, TrainingError
+
+        if tensorboard:
+            from lm_trainer import events  # noqa: F401  says now that something is missing
 
     place = run.pick_device(device)
     processes = Processes.join(place)
@@ -261,10 +284,13 @@ def main(
             recipe = dataclasses.replace(
                 recipe, training=dataclasses.replace(recipe.training, precision=picked)
             )
-        if dry_run:
+        if dry_run or find_lr is not None:
             if processes.count > 1:
-                raise click.UsageError("--dry-run is for one process; leave out torchrun")
-            _estimate(corpus, recipe, place, pretrained)
+                raise click.UsageError("--dry-run and --find-lr are for one process; leave out torchrun")
+            if find_lr is None:
+                _estimate(corpus, recipe, place, pretrained)
+            else:
+                click.echo(f"{_find_rate(find_lr, corpus, recipe, place, pretrained):.2g}")
             return
         run.start(
             out,
@@ -292,31 +318,18 @@ def main(
         processes,
         tell,
     )
-    if trainer.progress.epoch < trainer.epochs:
-        if processes.is_first:
-            (out / run.SUMMARY).unlink(missing_ok=True)
-        try:
-            with _report(trainer, processes) as report:
-                trainer.train(report)
-        except InterruptedRunError:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, signal.SIG_IGN)  # once is enough
-            tell(
-                f"stopped at step {trainer.progress.step:,} of {trainer.total_steps:,}; "
-                f"{out / LAST} is written, --resume goes on"
-            )
-            processes.leave()
-            sys.exit(130)
-        except TrainingError as error:
-            raise click.ClickException(str(error)) from None
-    processes.leave()
-    if not processes.is_first:
-        return
-    summary = run.read_summary(out)
-    if summary is None:
-        summary = run.finish(out, place, sample_tokens)
-    else:
-        note(f"{out} is complete: nothing to do")
+    summary = run.read_summary(out) if trainer.complete and processes.is_first else None
+    watched = tensorboard and processes.is_first and summary is None
+    with _events(trainer, out) if watched else nullcontext():
+        if not trainer.complete:
+            _train(trainer, out, processes)
+        processes.leave()
+        if not processes.is_first:
+            return
+        if summary is None:
+            summary = run.finish(out, place, sample_tokens)
+        else:
+            note(f"{out} is complete: nothing to do")
     main.check_interrupted()
     _conclude(summary, out / BEST)
 
@@ -335,22 +348,101 @@ def _by_fields(settings: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
+def _train(trainer: Trainer | NgramTrainer, out: Path, processes: Processes) -> None:
+    from lm_trainer import terminal
+    from lm_trainer.checkpoint import LAST
+    from lm_trainer.run import SUMMARY
+    from lm_trainer.training import InterruptedRunError, TrainingError
+
+    if processes.is_first:
+        (out / SUMMARY).unlink(missing_ok=True)
+    try:
+        with terminal.report(trainer, processes) as report:
+            trainer.train(report)
+    except InterruptedRunError:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # once is enough
+        if processes.is_first:
+            note(
+                f"stopped at step {trainer.progress.step:,} of {trainer.total_steps:,}; "
+                f"{out / LAST} is written, --resume goes on"
+            )
+        processes.leave()
+        sys.exit(130)
+    except TrainingError as error:
+        raise click.ClickException(str(error)) from None
+
+
+@contextmanager
+def _events(trainer: Trainer | NgramTrainer, out: Path) -> Iterator[None]:
+    """Within, TensorBoard's events are written; at the end the sample."""
+    from lm_trainer.events import EventLog
+    from lm_trainer.run import SAMPLE
+
+    with closing(EventLog(out, trainer.progress.step)) as log:
+        trainer.metrics.watch = log.append
+        yield
+        log.add_sample((out / SAMPLE).read_text(encoding="utf-8"), trainer.progress.step)
+
+
+def _check_finder(picture: Path, recipe: Preset, of_a_run: bool) -> None:
+    if of_a_run:
+        raise click.UsageError("--find-lr begins anew and touches no run: leave out --resume and --force")
+    if recipe.model["model_type"] == NGRAM_TYPE:
+        raise click.UsageError(f"--find-lr is of no use to {NGRAM_TYPE}: it is counted in one pass")
+    if picture.suffix != ".png":
+        raise click.UsageError(
+            f"--find-lr takes a picture's path, which ends in .png, got {picture}; CORPUS stands before it"
+        )
+    require_place(picture)
+
+
+def _find_rate(
+    picture: Path, corpus: str, recipe: Preset, device: torch.device, pretrained: Pretrained | None
+) -> float:
+    """A good learning rate for the run that the other arguments describe."""
+    import numpy as np
+
+    from lm_trainer import rate_finder, terminal
+
+    with _trial(corpus, recipe, device, pretrained) as trainer:
+        trainer = cast("Trainer", trainer)
+        with terminal.bar(total=rate_finder.STEPS, unit=" steps") as bar:
+            tried = []
+            for lr, loss in rate_finder.rise(trainer):
+                tried.append((lr, loss))
+                bar.set_postfix_str(f"learning rate {lr:.1e}, loss {loss:.3f}", refresh=False)
+                bar.update()
+    rates, losses = np.array(tried).T
+    suggestion = rate_finder.suggest(rates, losses)
+    rate_finder.draw(rates, losses, suggestion, picture)
+    lowest = suggestion / rate_finder.FRACTION
+    note(f"loss lowest at {lowest:.2g}, a quarter of it is the suggested learning rate; {picture}")
+    return suggestion
+
+
+def _say_nothing(_: str) -> None:
+    """What the processes beside the first one tell."""
+
+
 def _was_given(name: str) -> bool:
     """Whether a parameter stands in the call or in a file of settings, rather than its default."""
     source = click.get_current_context().get_parameter_source(name)
     return source in (ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP)
 
 
-def _estimate(corpus: str, recipe: Preset, device: torch.device, pretrained: Pretrained | None) -> None:
-    """Set a run up in a temporary folder, and say what it would take."""
+@contextmanager
+def _trial(
+    corpus: str, recipe: Preset, device: torch.device, pretrained: Pretrained | None
+) -> Iterator[Trainer | NgramTrainer]:
+    """Within, a run that was set up in a temporary folder."""
     from lm_trainer import run
-    from lm_trainer.dry_run import estimate
     from lm_trainer.processes import ALONE
 
     with tempfile.TemporaryDirectory(prefix="lm-train-") as folder:
-        place, begun = Path(folder) / "run", time.perf_counter()
+        out = Path(folder) / "run"
         run.start(
-            place,
+            out,
             corpus,
             recipe,
             device,
@@ -360,88 +452,24 @@ def _estimate(corpus: str, recipe: Preset, device: torch.device, pretrained: Pre
             processes=ALONE.count,
             tell=note,
         )
-        trainer = run.resume(place, None, {}, device, math.inf, ALONE, note)
+        yield run.resume(out, None, {}, device, math.inf, ALONE, note)
+
+
+def _estimate(corpus: str, recipe: Preset, device: torch.device, pretrained: Pretrained | None) -> None:
+    """Say what a run would take."""
+    from lm_trainer.dry_run import estimate
+
+    begun = time.perf_counter()
+    with _trial(corpus, recipe, device, pretrained) as trainer:
         figures = estimate(trainer, time.perf_counter() - begun)
     main.check_interrupted()
     for name, value in figures.items():
         click.echo(f"{name:<16}  {value}")
 
 
-def _say_nothing(_: str) -> None:
-    """What the processes beside the first one tell."""
-
-
-def _report(trainer: Trainer | NgramTrainer, processes: Processes) -> AbstractContextManager[Report]:
-    """What the person at the terminal sees; the first process shows it."""
-    if processes.is_first:
-        return _Terminal(trainer)
-    from lm_trainer.training import Report
-
-    return nullcontext(Report(*[lambda *_: None] * 3))
-
-
-class _Terminal:
-    """The progress bar; without a terminal, a line every half minute."""
-
-    def __init__(self, trainer: Trainer | NgramTrainer) -> None:
-        from tqdm import tqdm
-
-        self._per_step = trainer.tokens_per_step
-        self._epochs = trainer.epochs
-        live = sys.stderr.isatty()
-        self._bar = tqdm(
-            total=trainer.total_steps * self._per_step,
-            initial=trainer.progress.step * self._per_step,
-            unit=" tokens",
-            unit_scale=True,
-            file=sys.stderr if live else _Lines(),
-            mininterval=0.2 if live else 30,
-            maxinterval=1 if live else 60,
-            dynamic_ncols=live,
-            leave=live,
-            ncols=None if live else 0,
-            smoothing=0.05,
-        )
-
-    def __enter__(self) -> Report:
-        from lm_trainer.training import Report
-
-        return Report(step=self._step, record=self._record, epoch=self._epoch)
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def _step(self, progress: Progress) -> None:
-        self._bar.update(progress.step * self._per_step - self._bar.n)
-
-    def _record(self, progress: Progress, loss: float) -> None:
-        self._bar.set_description_str(f"epoch {progress.epoch + 1}/{self._epochs}", refresh=False)
-        from lm_runtime.scoring import perplexity
-
-        self._bar.set_postfix_str(f"loss {loss:.3f}, perplexity {perplexity(loss):.1f}", refresh=False)
-
-    def _epoch(self, record: dict[str, Any]) -> None:
-        self._bar.write(
-            f"epoch {record['epoch']}/{self._epochs}: "
-            + (f"train perplexity {record['train_perplexity']:.2f}, " if "train_perplexity" in record else "")
-            + f"valid {record['valid_perplexity']:.2f}{' (best)' if record['best'] else ''}, "
-            f"{record['seconds']:.0f} s",
-            file=self._bar.fp,
-        )
-
-
-class _Lines:
-    """Takes what the progress bar writes over and over in one place, and writes it line by line."""
-
-    def write(self, text: str) -> None:
-        if line := text.strip("\r\n "):
-            note(line)
-
-    def flush(self) -> None:
-        sys.stderr.flush()
-
-
 def _conclude(summary: dict[str, Any], best: Path) -> None:
+    from lm_trainer.report import REPORT
+
     baselines = ", ".join(f"{name} {value:,.1f}" for name, value in summary["baselines"].items())
     for split in ("valid", "test"):
         if figures := summary.get(split):
@@ -450,8 +478,11 @@ def _conclude(summary: dict[str, Any], best: Path) -> None:
                 f"({figures['perplexity_per_word']:.1f} a word, {figures['bits_per_byte']:.3f} bits a byte)"
                 + (f"; against {baselines}" if split == "valid" else "")
             )
+    early = " (stopped early: validation no longer improved)" if summary.get("stopped_early") else ""
+    report = best.with_name(REPORT)
     note(
-        f"trained {summary['parameters']:,} parameters in {summary['seconds']:.0f} s; "
-        f"best after epoch {summary['best_epoch']}: {best}, {file_size(best.stat().st_size)}"
+        f"trained {summary['parameters']:,} parameters in {summary['seconds']:.0f} s{early}; "
+        f"best after epoch {summary['best_epoch']} of {summary['epochs']}: "
+        f"{best}, {file_size(best.stat().st_size)}" + (f"; {report}" if report.exists() else "")
     )
     click.echo(best)

@@ -151,6 +151,8 @@ class TrainingConfig:
     """Passes over the training text."""
     batch_size: int = 20
     """Columns into which the text is cut; each is read from its beginning to its end."""
+    accumulate: int = 1
+    """Groups of columns that are read one after the other for each step, so that less is in memory."""
     seq_len: int = 35
     """Steps of truncated backpropagation; the state is carried on, detached."""
     dropout: float = 0.0
@@ -181,13 +183,20 @@ class TrainingConfig:
     """Largest absolute value of a gradient's element; 0 does not clip."""
     precision: str = "fp32"
     """fp32, or bf16: matrix products in bfloat16, weights and sums in float32."""
+    patience: int = 0
+    """Epochs without a better validation loss after which the run ends; 0 for never."""
     seed: int = 0
     """Of the weights and the dropout masks."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "seq_len"):
             _within(name, getattr(self, name), 1, 1 << 20)
-        for name in ("weight_decay", "warmup_steps", "clip_norm", "clip_value"):
+        _within("accumulate", self.accumulate, 1, self.batch_size)
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"batch_size must be divisible by accumulate, got {self.batch_size} and {self.accumulate}"
+            )
+        for name in ("weight_decay", "warmup_steps", "clip_norm", "clip_value", "patience"):
             _within(name, getattr(self, name), 0, 1e9)
         _within("seed", self.seed, 0, 1 << 62)
         if self.precision not in ("fp32", "bf16"):

@@ -1,16 +1,23 @@
-"""A run's metrics: ``metrics.jsonl``, and the picture drawn from it."""
+"""A run's metrics: ``metrics.jsonl``, and the pictures drawn from it."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
 from lm_runtime.files import UnusableFileError, write_whole
 from lm_runtime.scoring import perplexity
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 METRICS = "metrics.jsonl"
 CURVE = "loss.png"
+EVENTS = "tensorboard"
+"""The folder of TensorBoard's event files."""
 
 
 class MetricsLog:
@@ -20,6 +27,8 @@ class MetricsLog:
         self._path = path
         self.size = path.stat().st_size if path.exists() else 0
         """The file's length in bytes."""
+        self.watch: Callable[[dict[str, Any]], None] = lambda record: None
+        """Called with each new record."""
 
     def append(self, record: dict[str, Any]) -> None:
         """Add ``record``."""
@@ -27,6 +36,7 @@ class MetricsLog:
         with self._path.open("ab") as file:
             file.write(line)
         self.size += len(line)
+        self.watch(record)
 
     def truncate(self, size: int) -> None:
         """Go back to a length that :attr:`size` had before."""
@@ -36,20 +46,47 @@ class MetricsLog:
         self.size = min(self.size, size)
 
 
-def draw_curve(run: Path, baselines: dict[str, float]) -> Path:
-    """Draw training and validation perplexity over the steps, beside the baselines' perplexities."""
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The records of a run.
+
+    Raises:
+        UnusableFileError: they are damaged.
+    """
+    try:
+        return [json.loads(line) for line in (run / METRICS).read_text(encoding="utf-8").splitlines()]
+    except ValueError:
+        raise UnusableFileError(run / METRICS, "damaged: a line is not JSON") from None
+
+
+def new_picture(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
+    """An empty diagram."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    try:
-        records = [json.loads(line) for line in (run / METRICS).read_text(encoding="utf-8").splitlines()]
-    except ValueError:
-        raise UnusableFileError(run / METRICS, "damaged: a line is not JSON") from None
-    steps = [record for record in records if record["event"] == "step"]
-    epochs = [record for record in records if record["event"] == "epoch"]
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def draw_rates(records: list[dict[str, Any]], file: IO[bytes]) -> None:
+    """Draw the learning rate over the steps, as PNG."""
+    figure, axes = new_picture("steps", "learning rate")
+    steps = [record for record in records if record["event"] == "step"]
+    axes.plot([record["step"] for record in steps], [record["lr"] for record in steps])
+    axes.set_ylim(bottom=0)
+    figure.savefig(file, format="png", dpi=120)
+
+
+def draw_curve(run: Path, baselines: dict[str, float]) -> Path:
+    """Draw training and validation perplexity over the steps, beside the baselines' perplexities."""
+    records = read_metrics(run)
+    steps = [record for record in records if record["event"] == "step"]
+    epochs = [record for record in records if record["event"] == "epoch"]
+    figure, axes = new_picture("steps", "perplexity")
     axes.semilogy(
         [record["step"] for record in steps],
         [perplexity(record["loss"]) for record in steps],
@@ -76,9 +113,6 @@ def draw_curve(run: Path, baselines: dict[str, float]) -> Path:
     for name, value in baselines.items():
         axes.axhline(value, color="gray", linestyle=":", linewidth=1)
         axes.annotate(f"{name} {value:,.0f}", (0, value), fontsize=8, color="gray", va="bottom")
-    axes.set_xlabel("steps")
-    axes.set_ylabel("perplexity")
-    axes.grid(alpha=0.3)
     axes.legend()
     path = run / CURVE
     with write_whole(path) as file:

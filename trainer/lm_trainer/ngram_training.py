@@ -57,17 +57,23 @@ class NgramTrainer:
         self._valid = valid
         self._eos_id = eos_id
         self._facts = facts
-        self._metrics = metrics
+        self.metrics = metrics
+        """Where the record goes."""
         self._tables: NgramTables | None = None
 
     def resume(self, content: dict[str, Any]) -> None:
         """Take up the state of a checkpoint."""
         self.progress = Progress(**content["progress"])
-        self._metrics.truncate(content["metrics_bytes"])
+        self.metrics.truncate(content["metrics_bytes"])
 
     def save(self) -> None:
         """Write the checkpoint for resuming."""
         self._save(LAST)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the text is counted."""
+        return self.progress.epoch == 1
 
     def train(self, report: Report) -> None:
         """Count, and measure on the validation text.
@@ -96,7 +102,7 @@ class NgramTrainer:
             "seconds": round(seconds, 3),
         }
         report.step(self.progress)
-        self._metrics.append(record)
+        self.metrics.append(record)
         self._save(BEST)
         self._save(LAST)
         report.epoch(record)
@@ -112,6 +118,6 @@ class NgramTrainer:
             "generator": torch.empty(0, dtype=torch.uint8),
             "hidden": [],
             "progress": dataclasses.asdict(self.progress),
-            "metrics_bytes": self._metrics.size,
+            "metrics_bytes": self.metrics.size,
         }
         save_checkpoint(self._run / name, content)

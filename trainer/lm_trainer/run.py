@@ -1,7 +1,8 @@
 """A run: from a corpus to a trained model in a folder, or on from where it stopped.
 
 The folder holds ``config.toml``, ``last.pt``, ``best.pt``, ``tokenizer.json``, the token files,
-``metrics.jsonl``, ``loss.png``, ``sample.txt`` and, once the run is complete, ``summary.json``.
+``metrics.jsonl``, ``loss.png``, ``sample.txt``, perhaps ``tensorboard`` and, once the run is complete,
+``report.html`` and ``summary.json``.
 """
 
 from __future__ import annotations
@@ -29,11 +30,12 @@ from lm_trainer.config import FAMILIES, OPTIONS, ModelConfig, Preset, TokenizerC
 from lm_trainer.config_file import CONFIG, to_toml
 from lm_trainer.corpus import encode_corpus, find_corpus, texts, token_path
 from lm_trainer.families import make_model, parameter_count, step_model, text_loss
-from lm_trainer.metrics import CURVE, METRICS, MetricsLog, draw_curve
+from lm_trainer.metrics import CURVE, EVENTS, METRICS, MetricsLog, draw_curve
 from lm_trainer.model import LanguageModel
 from lm_trainer.ngram_training import NgramTrainer
 from lm_trainer.pretrained import Pretrained
 from lm_trainer.processes import ALONE, Processes
+from lm_trainer.report import REPORT, write_report
 from lm_trainer.token_file import Ids, TokenFile, split_figures
 from lm_trainer.training import Trainer
 from lm_trainer.vocabulary import make_tokenizer
@@ -44,8 +46,9 @@ _TOKENS = "tokens"
 _HELD_OUT_TOKENS = 16_384
 _WIDE = 512
 _FACTS = ("corpus", "tokenizer", "tokenizer_config", "held_out", "threads", "processes", "device")
-_FILES = (CONFIG, LAST, BEST, TOKENIZER, METRICS, CURVE, SAMPLE, SUMMARY)
-_FOLDERS = (_TOKENS,)
+_FILES = (CONFIG, LAST, BEST, TOKENIZER, METRICS, CURVE, SAMPLE, REPORT, SUMMARY)
+_FOLDERS = (_TOKENS, EVENTS)
+_LENGTH = ("epochs", "patience")
 
 Tell = Callable[[str], None]
 
@@ -113,7 +116,7 @@ def start(
     Raises:
         ValueError, UnusableFileError: the corpus or the settings cannot be used; one line says why.
     """
-    _check_processes(processes, preset.model["model_type"], preset.training.batch_size)
+    _check_processes(processes, preset.model["model_type"], preset.training)
     if holds_something(run) and not (replace and is_run(run)):
         raise ValueError(
             f"{run} holds something that is not a run; --force replaces only a run"
@@ -146,7 +149,7 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _check_processes(count: int, model_type: str, batch_size: int) -> None:
+def _check_processes(count: int, model_type: str, config: TrainingConfig) -> None:
     """Check that so many processes can train a model together.
 
     Raises:
@@ -154,9 +157,11 @@ def _check_processes(count: int, model_type: str, batch_size: int) -> None:
     """
     if count > 1 and model_type == NGRAM_TYPE:
         raise ValueError(f"{model_type} is counted in one process, not in {count}: start it without torchrun")
-    if batch_size % count:
+    if count > 1 and config.batch_size % (count * config.accumulate):
+        groups = f", in {config.accumulate} groups each" if config.accumulate > 1 else ""
         raise ValueError(
-            f"batch_size must be divisible by the number of processes, got {batch_size} and {count}"
+            f"batch_size must be divisible by the number of processes{groups}, got {config.batch_size} and "
+            f"{count}"
         )
 
 
@@ -250,7 +255,8 @@ def resume(
     Args:
         run: its folder.
         corpus_argument: the corpus, if it was named again; it must be the run's.
-        given: settings by their field's name, as for a new run. Only ``epochs`` may differ from the run's.
+        given: settings by their field's name, as for a new run. Only ``epochs`` and ``patience`` may differ
+            from the run's.
         device: where to go on.
         checkpoint_seconds: as for :class:`lm_trainer.training.Trainer`.
         processes: as there.
@@ -277,11 +283,11 @@ def resume(
     for name, value in wanted.items():
         if name not in own:
             raise ValueError(f"{name} is of no use to {model_config.model_type}: it is counted in one pass")
-        if name != "epochs" and own[name] != value:
+        if name not in _LENGTH and own[name] != value:
             raise ValueError(
                 f"--resume goes on with the run's own settings: {name} is {own[name]}, not {value}"
             )
-    _check_processes(processes.count, model_config.model_type, recipe.get("batch_size", 1))
+    _check_processes(processes.count, model_config.model_type, TrainingConfig(**recipe))
     facts = {"processes": 1, **{name: content[name] for name in (*_FACTS, "init") if name in content}}
     if processes.count != facts["processes"]:
         tell(
@@ -295,7 +301,7 @@ def resume(
         tell(f"note: begun on {facts['device']}: the run goes on here, but not bit for bit")
         facts["device"] = device.type
     try:
-        longer = {"epochs": given["epochs"]} if "epochs" in given else {}
+        longer = {name: given[name] for name in _LENGTH if name in given}
         config = TrainingConfig(**{**recipe, **longer})
         trainer = _trainer(run, model_config, config, tokenizer, facts, device, checkpoint_seconds, processes)
         trainer.resume(content)
@@ -363,7 +369,7 @@ def read_summary(run: Path) -> dict[str, Any] | None:
 
 
 def finish(run: Path, device: torch.device, sample_tokens: int) -> dict[str, Any]:
-    """Draw the curve, sample a text from the best model, and sum the run up.
+    """Draw the curve, sample a text from the best model, and sum the run up, also as a page.
 
     Returns:
         the content of ``summary.json``, which is written last.
@@ -374,7 +380,8 @@ def finish(run: Path, device: torch.device, sample_tokens: int) -> dict[str, Any
     if isinstance(model, LanguageModel):
         model.to(device)
     splits = content["corpus"]["splits"]
-    best, last = content["progress"], load_checkpoint(run / LAST)["progress"]
+    end = load_checkpoint(run / LAST)
+    best, last = content["progress"], end["progress"]
     baselines = {
         "uniform": float(tokenizer.vocab_size),
         "unigram": unigram_perplexity(
@@ -386,6 +393,7 @@ def finish(run: Path, device: torch.device, sample_tokens: int) -> dict[str, Any
         "parameters": parameter_count(model),
         "epochs": last["epoch"],
         "best_epoch": best["best_epoch"],
+        "stopped_early": last["epoch"] < end["training_config"].get("epochs", 1),
         "seconds": round(last["seconds"], 1),
         "baselines": baselines,
         "valid": split_figures(best["valid_loss"], splits["valid"]),
@@ -396,6 +404,8 @@ def finish(run: Path, device: torch.device, sample_tokens: int) -> dict[str, Any
     draw_curve(run, baselines)
     params = SamplingParams(max_tokens=sample_tokens)
     seed = content["training_config"].get("seed", 0)
-    write_text(run / SAMPLE, "".join(generate(step_model(model, tokenizer), "", params, seed=seed)) + "\n")
+    sample = "".join(generate(step_model(model, tokenizer), "", params, seed=seed)) + "\n"
+    write_text(run / SAMPLE, sample)
+    write_report(run, summary, end, sample)
     write_text(run / SUMMARY, json.dumps(summary, indent=2) + "\n")
     return summary

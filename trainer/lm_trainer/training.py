@@ -149,7 +149,8 @@ class Trainer:
         self._train = train
         self._eos_id = eos_id
         self._facts = facts
-        self._metrics = metrics
+        self.metrics = metrics
+        """Where the records go."""
         self._checkpoint_seconds = checkpoint_seconds
         self._processes = processes
         self._columns = processes.columns(config.batch_size)
@@ -183,6 +184,7 @@ class Trainer:
         )
         self._state = model.zero_state(len(self._columns))
         self._batch_axes = [tensor.batch_axis for tensor in model.states]
+        self._gradient_norm = torch.zeros(())
         self._pending = torch.zeros((), dtype=torch.float64, device=self._device)
         self._stop = False
         self._may_break_off = False
@@ -204,11 +206,17 @@ class Trainer:
             for whole, axis in zip(content["hidden"], self._batch_axes, strict=True)
         )
         self._pending += self.progress.pending
-        self._metrics.truncate(content["metrics_bytes"])
+        self.metrics.truncate(content["metrics_bytes"])
 
     def save(self) -> None:
         """Write the checkpoint for resuming."""
         self._save(LAST)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all epochs are trained, or validation has not improved for as many as are waited for."""
+        progress, patience = self.progress, self.config.patience
+        return progress.epoch >= self.epochs or 0 < patience <= progress.epoch - progress.best_epoch
 
     def train(self, report: Report) -> None:
         """Train to the end.
@@ -219,7 +227,7 @@ class Trainer:
             OSError: a file could not be written.
         """
         with self._stoppable():
-            while self.progress.epoch < self.epochs:
+            while not self.complete:
                 self._epoch(report)
             if self._processes.any(self._stop)[0]:
                 raise InterruptedRunError
@@ -247,9 +255,8 @@ class Trainer:
         train_loss = (progress.loss_sum + float(self._pending)) / self.windows
         self._pending.zero_()
         progress.epoch += 1
-        progress.window = 0
         progress.loss_sum = 0.0
-        self._state = self.model.zero_state(len(self._columns))
+        self.rewind()
         progress.valid_loss = valid_loss
         best = valid_loss < progress.best_valid_loss
         if best:
@@ -265,37 +272,68 @@ class Trainer:
             "best": best,
             "seconds": round(progress.seconds, 3),
         }
-        self._metrics.append(record)
+        self.metrics.append(record)
         if best:
             self._save(BEST)
         self._save(LAST)
         report.epoch(record)
 
-    def step(self) -> None:
-        """One window: forward, backward, update."""
+    def rewind(self) -> None:
+        """Go back to the beginning of the columns, where nothing was read yet."""
+        self.progress.window = 0
+        self._state = self.model.zero_state(len(self._columns))
+
+    def step(self, lr: float | None = None) -> Tensor:
+        """One window: forward, backward, update.
+
+        Args:
+            lr: the learning rate in place of the recipe's.
+
+        Returns:
+            the mean loss before the update, nats a token, a scalar.
+        """
         config, progress = self.config, self.progress
-        token, target = self._window(progress.window)
-        state: TorchState = tuple(tensor.detach() for tensor in self._state)
         model, bfloat16 = self.model, config.precision == "bf16"
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=bfloat16):
-            x, self._state = model.read(token, state, self._noise)
-            loss = linear_cross_entropy(x.flatten(0, 1), model.head.weight, model.head.bias, target.flatten())
-        loss = loss / self._processes.count  # this process's part of the mean over the batch
+        loss = torch.zeros_like(self._pending)
+        after: list[TorchState] = []
         self._optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        loss = loss.detach()
+        for token, target, state in self._groups(progress.window):
+            with torch.autocast(self._device.type, torch.bfloat16, enabled=bfloat16):
+                x, state_after = model.read(token, state, self._noise)
+                mean = linear_cross_entropy(
+                    x.flatten(0, 1), model.head.weight, model.head.bias, target.flatten()
+                )
+            part = mean / (config.accumulate * self._processes.count)  # of the mean over the batch
+            torch.autograd.backward(part)
+            loss += part.detach()
+            after.append(tuple(tensor.detach() for tensor in state_after))
+        self._state = tuple(
+            torch.cat(parts, axis)
+            for parts, axis in zip(zip(*after, strict=True), self._batch_axes, strict=True)
+        )
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         self._processes.sum([loss, *gradients])
         if config.clip_value:
             torch.nn.utils.clip_grad_value_(self.model.parameters(), config.clip_value)
         if config.clip_norm:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
+            self._gradient_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
         for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate(config, progress.step, self.total_steps)
+            group["lr"] = learning_rate(config, progress.step, self.total_steps) if lr is None else lr
         self._optimizer.step()
         self._pending += loss
         progress.window += 1
         progress.step += 1
+        return loss
+
+    def _groups(self, window: int) -> Iterator[tuple[Tensor, Tensor, TorchState]]:
+        """A window's input and target ids ``(columns, time)`` and their state, for each group of columns."""
+        groups = self.config.accumulate
+        token, target = (ids.chunk(groups) for ids in self._window(window))
+        states = (
+            tensor.chunk(groups, axis) for tensor, axis in zip(self._state, self._batch_axes, strict=True)
+        )
+        for group, state in enumerate(zip(*states, strict=True)):
+            yield token[group], target[group], tuple(tensor.contiguous() for tensor in state)
 
     def _window(self, window: int) -> tuple[Tensor, Tensor]:
         """Input and target ids ``(columns, time)``; the target is the input's next token."""
@@ -313,7 +351,7 @@ class Trainer:
         self._check_finite(loss)
         progress.loss_sum += float(self._pending)
         self._pending.zero_()
-        self._metrics.append(
+        self.metrics.append(
             {
                 "event": "step",
                 "step": progress.step,
@@ -322,6 +360,7 @@ class Trainer:
                 "lr": learning_rate(self.config, progress.step - 1, self.total_steps),
                 "tokens": progress.step * self.tokens_per_step,
                 "seconds": round(progress.seconds, 3),
+                **({"gradient_norm": float(self._gradient_norm)} if self.config.clip_norm else {}),
             }
         )
         report.record(progress, loss)
@@ -382,7 +421,7 @@ class Trainer:
             "generator": generators,
             "hidden": hidden,
             "progress": dataclasses.asdict(self.progress),
-            "metrics_bytes": self._metrics.size,
+            "metrics_bytes": self.metrics.size,
         }
         save_checkpoint(self._run / name, content)
 

@@ -21,6 +21,9 @@ import click
 
 from lm_runtime.files import UnusableFileError
 
+_EXTRAS = {"llguidance": ("regex",) * 2, "tensorboard": ("tensorboard",) * 2}
+"""The extra that brings a module, as pip takes it and as it is called; all others are of the training."""
+
 
 class Command(click.Command):
     """A command that ends in one line when it cannot do what was asked."""
@@ -50,7 +53,7 @@ class Command(click.Command):
         except ValueError as error:
             self._fail(str(error), 2)
         except ModuleNotFoundError as error:
-            extra, called = ("regex",) * 2 if error.name == "llguidance" else ("train", "training")
+            extra, called = _EXTRAS.get(error.name or "", ("train", "training"))
             self._fail(
                 f"{error.name} is not installed; install the {called} extra: pip install 'steplm[{extra}]'", 1
             )
