@@ -188,7 +188,9 @@ def clipping(corpus: Path, work: Path) -> list[tuple[str, list[str]]]:
             except subprocess.CalledProcessError:  # the loss was no number any more
                 row.append("diverged")
             else:
-                row.append(f"{json.loads((run / 'summary.json').read_text())['valid']['perplexity']:.1f}")
+                found = json.loads((run / "summary.json").read_text())
+                worse = found["valid"]["perplexity"] > found["baselines"]["uniform"]
+                row.append("worse than uniform" if worse else f"{found['valid']['perplexity']:.1f}")
         rows.append((clip.removeprefix("--").replace("-", " ") or "none", row))
     return rows
 
