@@ -10,6 +10,7 @@ is the time of the step's matrix products alone, each measured by itself.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
@@ -18,6 +19,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as lm-train does
 import torch
 from torch import nn
 

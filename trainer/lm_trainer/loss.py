@@ -33,9 +33,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         softmax = torch.softmax(logits, dim=1)
         # By the largest probability, which cannot be rounded to 0 as that of the target can.
         normalizer = logits.amax(1).float() - softmax.amax(1).float().log()
-        place = target[:, None]
-        loss = (normalizer - logits.gather(1, place)[:, 0].float()).mean()
-        ctx.save_for_backward(x, weight, softmax.scatter_(1, place, softmax.gather(1, place) - 1))
+        place = torch.arange(len(x), device=x.device), target
+        loss = (normalizer - logits[place].float()).mean()
+        softmax[place] -= 1
+        ctx.save_for_backward(x, weight, softmax)
         ctx.types = bias.dtype
         return loss
 
