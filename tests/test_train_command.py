@@ -104,6 +104,7 @@ def test_a_corpus_that_is_nowhere(invoke: Invoke, tmp_path: Path) -> None:
             ["--find-lr", "--resume"],
             "--find-lr begins anew and touches no run: leave out --resume and --force",
         ),
+        (["--find-lr", "--dry-run"], "give --dry-run or --find-lr, not both"),
         (["--find-lr", "ptb"], "a picture's path, which ends in .png, got ptb; CORPUS stands before it"),
         (["--find-lr", "--model", "ngram"], "of no use to ngram"),
         (["--epochs", -1], "epochs must be from 1 to 1048576, got -1"),

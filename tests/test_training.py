@@ -21,23 +21,15 @@ from torch import nn
 
 from conftest import SMALL, TINY, run_command
 from lm_trainer.checkpoint import load_checkpoint, restore_model
-from lm_trainer.config import PRESETS, ModelConfig, TrainingConfig
-from lm_trainer.families import NETWORKS, make_model
-from lm_trainer.loss import linear_cross_entropy
+from lm_trainer.config import TrainingConfig
+from lm_trainer.families import NETWORKS
 from lm_trainer.metrics import MetricsLog
-from lm_trainer.model import LanguageModel, Noise, negative_log_likelihood
-from lm_trainer.recurrent import CELLS, RecurrentLM, read_layer
-from lm_trainer.scan import scan_layer
+from lm_trainer.presets import PRESETS
+from lm_trainer.recurrent import CELLS, RecurrentLM
 from lm_trainer.training import Progress, Report, Trainer, TrainingError, learning_rate
+from test_networks import IDS, small_model
 
 SILENT = Report(step=lambda progress: None, record=lambda progress, loss: None, epoch=lambda record: None)
-IDS = np.random.default_rng(0).integers(0, 50, 900).astype(np.uint16)
-
-
-def small_model(family: str, layers: int = 1) -> LanguageModel:
-    """50 tokens, embedding 8, hidden 16, untied; the window model sees three tokens."""
-    layers, window = (1, 3) if family == "window" else (layers, 0)
-    return make_model(ModelConfig(50, 8, 16, layers, False, family, window), torch.Generator().manual_seed(0))
 
 
 def make_trainer(
@@ -109,64 +101,6 @@ def test_the_loop_is_the_tutorial_s_loop(tmp_path: Path, clip: dict[str, float])
         assert float((expected - found).detach().abs().max()) < 1e-5
 
 
-@pytest.mark.parametrize("family", CELLS)
-def test_a_recurrent_model_is_torch_s_own_stack_of_layers(family: str) -> None:
-    model = small_model(family, layers=2)
-    assert isinstance(model, RecurrentLM)
-    stack = CELLS[family].module(8, 16, 2)
-    for number, layer in enumerate(model.layers):
-        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
-            stack.get_parameter(f"{name}_l{number}").data = layer.get_parameter(f"{name}_l0").data
-    token = torch.randint(0, 50, (3, 9), generator=torch.Generator().manual_seed(1))
-    state = tuple(torch.randn(2, 3, 16) for _ in model.states)
-    logits, after = model(token, state)
-    y, expected = stack(model.embedding(token.t()), state if family == "lstm" else state[0])
-    assert torch.allclose(logits, model.head(y).transpose(0, 1), atol=1e-6)
-    for found, wanted in zip(after, expected if family == "lstm" else [expected], strict=True):
-        assert torch.allclose(found, wanted, atol=1e-6)
-
-
-@pytest.mark.parametrize("family", CELLS)
-def test_a_scanned_layer_and_its_gradients_are_torch_s(family: str) -> None:
-    """In double precision, so that nothing but the formulas can differ."""
-    generator = torch.Generator().manual_seed(2)
-
-    def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, dtype=torch.double, generator=generator).requires_grad_()
-
-    layer, x = CELLS[family].module(5, 7).double(), draw(6, 3, 5)
-    state = tuple(draw(1, 3, 7) for _ in CELLS[family].states)
-    found = []
-    w_hidden = layer.get_parameter("weight_hh_l0")
-    for y, after in (read_layer(layer, x, state), scan_layer(layer, x, state, w_hidden)):
-        loss = (y * torch.linspace(0, 1, y.numel(), dtype=torch.double).view_as(y)).sum()
-        loss = loss + sum((tensor**2).sum() for tensor in after)
-        found.append([y, *after, *torch.autograd.grad(loss, [x, *state, *layer.parameters()])])
-    for ours, torchs in zip(*found, strict=True):
-        assert torch.allclose(ours, torchs, rtol=0, atol=1e-13)
-
-
-def test_the_training_loss_and_its_gradients_are_cross_entropy() -> None:
-    generator = torch.Generator().manual_seed(3)
-    x, weight, bias = (
-        torch.randn(*shape, generator=generator).mul(3).requires_grad_() for shape in ((9, 5), (11, 5), (11,))
-    )
-    target = torch.randint(0, 11, (9,), generator=generator)
-    ours = linear_cross_entropy(x, weight, bias, target) * 2
-    torchs = nn.functional.cross_entropy(nn.functional.linear(x, weight, bias), target) * 2
-    assert torch.allclose(ours, torchs, rtol=1e-6)
-    for a, b in zip(*(torch.autograd.grad(loss, (x, weight, bias)) for loss in (ours, torchs)), strict=True):
-        assert torch.allclose(a, b, rtol=1e-4, atol=1e-6)
-
-
-def test_a_token_without_any_probability_has_a_finite_loss_and_its_whole_gradient() -> None:
-    x, weight = torch.eye(2), torch.tensor([[300.0, 0], [0, 0]]).requires_grad_()
-    loss = linear_cross_entropy(x, weight, torch.zeros(2), torch.tensor([1, 1]))
-    assert loss.item() == pytest.approx((300 + np.log(2)) / 2)
-    (gradient,) = torch.autograd.grad(loss, weight)
-    assert torch.allclose(gradient[:, 0], torch.tensor([0.5, -0.5]))
-
-
 @pytest.mark.parametrize("family", NETWORKS)
 def test_mixed_precision_trains_what_full_precision_trains(tmp_path: Path, family: str) -> None:
     """The losses stay together; and the products are in bfloat16 indeed, so they are not the same."""
@@ -179,115 +113,6 @@ def test_mixed_precision_trains_what_full_precision_trains(tmp_path: Path, famil
         assert all(parameter.dtype == torch.float32 for parameter in trainer.model.parameters())
     difference = np.abs(np.subtract(*curves))
     assert 0 < difference.max() < 0.01
-
-
-def test_a_window_model_is_two_layers_over_the_last_tokens_side_by_side() -> None:
-    """Written out for each token; where nothing was read yet stands row 0 of the embedding."""
-    model = small_model("window")
-    table, hidden, head = (model.get_submodule(name) for name in ("embedding", "hidden", "head"))
-    ids = IDS[:20].astype(np.int64).tolist()
-    logits, (context,) = model(torch.tensor([ids]), model.zero_state(1))
-    read = [0, 0, *(id_ + 1 for id_ in ids)]
-    for position in range(20):
-        side_by_side = torch.cat([table(torch.tensor(row)) for row in read[position : position + 3]])
-        expected = head(torch.tanh(hidden(side_by_side)))
-        assert torch.allclose(logits[0, position], expected, atol=1e-6)
-    assert context.tolist() == [read[-2:]]
-
-
-@pytest.mark.parametrize("family", NETWORKS)
-def test_reading_in_one_call_is_reading_step_by_step(family: str) -> None:
-    model = small_model(family, layers=2)
-    token = torch.from_numpy(IDS[:60].astype(np.int64)).view(2, 30)
-    whole, end = model(token, model.zero_state(2))
-    state = model.zero_state(2)
-    for step in range(30):
-        logits, state = model(token[:, step : step + 1], state)
-        assert torch.allclose(logits[:, 0], whole[:, step], atol=1e-5)
-    for found, expected in zip(state, end, strict=True):
-        assert found.dtype == expected.dtype
-        assert torch.allclose(found, expected, rtol=0, atol=1e-5 if found.is_floating_point() else 0)
-
-
-@pytest.mark.parametrize("family", NETWORKS)
-def test_dropout_masks_act_and_are_scaled(family: str) -> None:
-    model = small_model(family)
-    token, state = torch.zeros((1, 5), dtype=torch.int64), model.zero_state(1)
-    plain = model.read(token, state)[0]
-    dropped = [
-        model.read(token, state, Noise(torch.Generator().manual_seed(s), output=0.5))[0] for s in (0, 0, 1)
-    ]
-    assert torch.equal(dropped[0], dropped[1])
-    assert not torch.equal(dropped[0], dropped[2])
-    assert not torch.equal(dropped[0], plain)
-
-
-@pytest.mark.parametrize("part", ["input", "hidden", "output", "words", "weights"])
-@pytest.mark.parametrize("family", CELLS)
-def test_every_part_of_a_recurrent_model_can_be_dropped(family: str, part: str) -> None:
-    model = small_model(family, layers=2)
-    token, state = torch.arange(12).view(2, 6), model.zero_state(2)
-    plain = model.read(token, state)[0]
-    first, again, other = (
-        model.read(token, state, Noise(torch.Generator().manual_seed(seed), **{part: 0.5}))[0]
-        for seed in (0, 0, 1)
-    )
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-    assert not torch.equal(first, plain)
-
-
-def test_a_locked_mask_is_one_for_all_steps_of_each_row() -> None:
-    model = small_model("lstm")
-    token, state = torch.arange(12).view(2, 6), model.zero_state(2)
-    noise = Noise(torch.Generator().manual_seed(0), output=0.5, locked=True)
-    dropped = model.read(token, state, noise)[0] == 0  # (batch, time, hidden)
-    assert torch.equal(dropped, dropped[:, :1].expand_as(dropped))
-    assert not torch.equal(dropped[0], dropped[1])
-    assert 0.2 < dropped.float().mean() < 0.8
-
-
-def test_a_dropped_word_is_dropped_wherever_it_stands() -> None:
-    token = torch.tensor([[3, 1, 4], [1, 5, 9], [2, 6, 5], [3, 5, 8]])
-    x = Noise(torch.Generator().manual_seed(0), words=0.5).on_words(torch.ones(4, 3, 7), token, 10)
-    assert set(x.unique().tolist()) == {0.0, 2.0}
-    for word in token.unique():
-        assert len(x[token == word].unique()) == 1
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("family", CELLS)
-def test_dropped_weights_act_and_gradients_reach_the_raw_ones(family: str, precision: str) -> None:
-    """A third of the elements of the state's matrix has no gradient at a step, others at the next."""
-    model = small_model(family)
-    token = torch.from_numpy(IDS[:60].astype(np.int64)).view(2, 30)
-    noise = Noise(torch.Generator().manual_seed(0), weights=1 / 3)
-    weight = model.get_parameter("layers.0.weight_hh_l0")
-    before, dropped = weight.detach().clone(), []
-    for _ in range(2):
-        model.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            x, _ = model.read(token, model.zero_state(2), noise)
-        torch.autograd.backward(x.float().sum())
-        assert weight.grad is not None
-        dropped.append(weight.grad == 0)
-        assert 0.25 < dropped[-1].float().mean() < 0.42
-    assert not torch.equal(*dropped)
-    assert torch.equal(weight, before)
-
-
-@pytest.mark.parametrize("family", NETWORKS)
-def test_validation_carries_the_state_whatever_the_window(family: str) -> None:
-    model = small_model(family, layers=2)
-    losses = [negative_log_likelihood(model, IDS, 0, window) for window in (900, 64, 1)]
-    assert max(losses) / min(losses) - 1 < 1e-6  # of float32 losses, summed in double
-    state, total, previous = model.zero_state(1), 0.0, 0
-    for target in IDS.tolist()[:40]:
-        with torch.no_grad():
-            logits, state = model(torch.tensor([[previous]]), state)
-        total -= float(torch.log_softmax(logits[0, 0], -1)[target])
-        previous = target
-    assert abs(total - negative_log_likelihood(model, IDS[:40], 0)) < 1e-3
 
 
 def test_schedules() -> None:

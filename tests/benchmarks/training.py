@@ -3,33 +3,45 @@
     python tests/benchmarks/training.py                           the tutorial's configuration, random tokens
     python tests/benchmarks/training.py --family gru --seconds 60
 
-Every side takes its steps in turn, so that all of them see the same machine; figures are medians. The limit
-is the time of the step's matrix products alone, each measured by itself.
+Every side is a process of its own, with the memory settings it has in life, and takes a few steps when it is
+its turn, so that all of them see the same machine; figures are medians. The limit is the time of the step's
+matrix products alone, each measured by itself.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as lm-train does
 import torch
 from torch import nn
 
-from lm_trainer.config import PRESETS, ModelConfig
+from lm_trainer.config import ModelConfig
 from lm_trainer.families import make_model
+from lm_trainer.memory import keep_freed_memory
 from lm_trainer.metrics import MetricsLog
+from lm_trainer.presets import PRESETS
 from lm_trainer.training import Trainer
 
-VOCABULARY, TOKENS = 10_000, 900_000
+SIDES = (
+    "the tutorial's loop",
+    "lm-train, fp32",
+    "lm-train, bf16",
+    "matrix products alone, fp32",
+    "matrix products alone, bf16",
+)
+VOCABULARY, TOKENS, TURN = 10_000, 900_000, 3
 MODULES = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 
 
@@ -99,47 +111,89 @@ def products(family: str, batch: int, length: int, dtype: torch.dtype) -> Callab
     return run
 
 
+def make_step(side: str, family: str, folder: Path) -> Callable[[], object]:
+    """What a side does at each step; ``folder`` is for its files."""
+    training = PRESETS["tutorial"].training
+    batch, length = training.batch_size, training.seq_len
+    ids = np.random.default_rng(0).zipf(1.3, TOKENS) % VOCABULARY
+    name, _, precision = side.partition(", ")
+    match name:
+        case "lm-train":
+            keep_freed_memory()
+            return ours(ids.astype(np.uint16), family, precision, folder).step
+        case "matrix products alone":
+            return products(family, batch, length, {"fp32": torch.float32, "bf16": torch.bfloat16}[precision])
+    return tutorial(torch.from_numpy(ids), family, batch, length)
+
+
+def serve(side: str, family: str, profiled: bool) -> None:
+    """Be a side: take a turn for each line of standard input, and print its seconds a step."""
+    with tempfile.TemporaryDirectory() as folder:
+        step = make_step(side, family, Path(folder))
+        for _ in sys.stdin:
+            begun = time.perf_counter()
+            for _ in range(TURN):
+                step()
+            print((time.perf_counter() - begun) / TURN, flush=True)
+        if profiled:
+            with torch.profiler.profile() as profile:
+                for _ in range(10):
+                    step()
+            print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=15), file=sys.stderr)
+
+
+def take_turns(family: str, seconds: float, profiled: bool) -> dict[str, list[float]]:
+    """Have all sides take turns for so long: the seconds a step of each turn, by the sides' names."""
+    times: dict[str, list[float]] = {side: [] for side in SIDES}
+    with ExitStack() as stack:
+        pipes = {}
+        for side in SIDES:
+            call = [sys.executable, __file__, "--family", family, "--side", side]
+            call += ["--profile"] if profiled and side == "lm-train, bf16" else []
+            # What lm-train sets before it loads torch.
+            env = {**os.environ, **({"THP_MEM_ALLOC_ENABLE": "1"} if side.startswith("lm-train") else {})}
+            process = subprocess.Popen(
+                call, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, env=env
+            )
+            pipes[side] = stack.enter_context(process)
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            for side, process in pipes.items():
+                assert process.stdin is not None
+                assert process.stdout is not None
+                process.stdin.write("\n")
+                times[side].append(float(process.stdout.readline()))
+    return times
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--family", choices=list(MODULES), default="lstm")
-    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seconds", type=float, default=120)
+    parser.add_argument("--json", action="store_true", help="the medians, seconds a step")
     parser.add_argument("--profile", action="store_true", help="where the time of a step in bf16 goes")
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    family, training = arguments.family, PRESETS["tutorial"].training
+    if arguments.side:
+        serve(arguments.side, arguments.family, arguments.profile)
+        return
+    times = take_turns(arguments.family, arguments.seconds, arguments.profile)
+    medians = {side: statistics.median(values[2:]) for side, values in times.items()}
+    if arguments.json:
+        print(json.dumps(medians))
+        return
+    training = PRESETS["tutorial"].training
     batch, length = training.batch_size, training.seq_len
-    ids = np.random.default_rng(0).zipf(1.3, TOKENS) % VOCABULARY
-    with tempfile.TemporaryDirectory() as folder:
-        trainers = {
-            name: ours(ids.astype(np.uint16), family, name, Path(folder)) for name in ("fp32", "bf16")
-        }
-        sides: dict[str, Callable[[], object]] = {
-            "the tutorial's loop": tutorial(torch.from_numpy(ids), family, batch, length),
-            **{f"lm-train, {name}": trainer.step for name, trainer in trainers.items()},
-            "matrix products alone, fp32": products(family, batch, length, torch.float32),
-            "matrix products alone, bf16": products(family, batch, length, torch.bfloat16),
-        }
-        times: dict[str, list[float]] = {name: [] for name in sides}
-        end = time.perf_counter() + arguments.seconds
-        while time.perf_counter() < end:
-            for name, step in sides.items():
-                begun = time.perf_counter()
-                step()
-                times[name].append(time.perf_counter() - begun)
-        medians = {name: statistics.median(values[2:]) for name, values in times.items()}
-        base = medians["the tutorial's loop"]
-        print(
-            f"{family}, batch {batch}, {length} steps, {torch.get_num_threads()} threads, "
-            f"{min(map(len, times.values()))} turns"
-        )
-        print(f"{'':28} {'a step':>9} {'tokens/s':>9} {'times the tutorial':>18}")
-        for name, median in medians.items():
-            print(f"{name:28} {median * 1e3:6.0f} ms {batch * length / median:9,.0f} {base / median:18.2f}")
-        if arguments.profile:
-            with torch.profiler.profile() as profile:
-                for _ in range(10):
-                    trainers["bf16"].step()
-            print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=15))
+    turns = min(map(len, times.values()))
+    print(
+        f"{arguments.family}, batch {batch}, {length} steps, {torch.get_num_threads()} threads, "
+        f"{turns} turns of {TURN} steps"
+    )
+    print(f"{'':28} {'a step':>9} {'tokens/s':>9} {'times the tutorial':>18}")
+    base = medians["the tutorial's loop"]
+    for side, median in medians.items():
+        print(f"{side:28} {median * 1e3:6.0f} ms {batch * length / median:9,.0f} {base / median:18.2f}")
 
 
 if __name__ == "__main__":

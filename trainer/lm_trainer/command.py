@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import importlib
 import os
 import signal
 import sys
-import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 from click.core import ParameterSource
@@ -20,14 +18,13 @@ from click.core import ParameterSource
 from lm_runtime.bundle import NGRAM_TYPE
 from lm_runtime.commands import Command, file_size, imports, note
 from lm_runtime.files import require_place
-from lm_trainer.config import FAMILIES, OPTIONS, PRESETS, ModelConfig, Preset, TokenizerConfig
+from lm_trainer.config import FAMILIES, OPTIONS, ModelConfig, Preset, TokenizerConfig
 from lm_trainer.config_file import read_config
+from lm_trainer.memory import keep_freed_memory
+from lm_trainer.presets import PRESETS
 
 if TYPE_CHECKING:
-    import torch
-
     from lm_trainer.ngram_training import NgramTrainer
-    from lm_trainer.pretrained import Pretrained
     from lm_trainer.processes import Processes
     from lm_trainer.training import Trainer
 
@@ -59,7 +56,7 @@ Presets:
 )
 
 
-_THIS_CALL = ("resume", "force", "dry_run")
+_THIS_CALL = ("resume", "force", "dry_run", "find_lr")
 """What stands in no file of settings."""
 
 _TOML_TYPES: dict[type[click.ParamType[Any]], tuple[tuple[type, ...], str]] = {
@@ -251,6 +248,8 @@ def main(
         raise click.UsageError("give --resume or --force, not both")
     if resume and dry_run:
         raise click.UsageError("give --resume or --dry-run, not both")
+    if dry_run and find_lr is not None:
+        raise click.UsageError("give --dry-run or --find-lr, not both")
     given = _by_fields(settings)
     init = given.get("init")
     recipe = PRESETS[preset].with_options(given)
@@ -260,16 +259,15 @@ def main(
         )
     if find_lr is not None:
         _check_finder(find_lr, recipe, resume or force)
-    # Read by torch as it is loaded: large tensors in huge pages, where the system leaves it to the program.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    keep_freed_memory()
     with imports():
-        from lm_trainer import run
+        from lm_trainer import run, trial
         from lm_trainer.checkpoint import BEST
         from lm_trainer.pretrained import read_pretrained
         from lm_trainer.processes import Processes
 
         if tensorboard:
-            from lm_trainer import events  # noqa: F401  says now that something is missing
+            importlib.import_module("lm_trainer.events")  # says now what is missing
 
     place = run.pick_device(device)
     processes = Processes.join(place)
@@ -288,20 +286,23 @@ def main(
             if processes.count > 1:
                 raise click.UsageError("--dry-run and --find-lr are for one process; leave out torchrun")
             if find_lr is None:
-                _estimate(corpus, recipe, place, pretrained)
+                figures = trial.dry_run(corpus, recipe, place, pretrained)
+                main.check_interrupted()
+                for name, value in figures.items():
+                    click.echo(f"{name:<16}  {value}")
             else:
-                click.echo(f"{_find_rate(find_lr, corpus, recipe, place, pretrained):.2g}")
+                click.echo(f"{trial.find_rate(find_lr, corpus, recipe, place, pretrained):.2g}")
             return
         run.start(
             out,
             corpus,
             recipe,
             place,
+            note,
             pretrained=pretrained,
             replace=force,
             resuming=resume,
             processes=processes.count,
-            tell=note,
         )
         main.check_interrupted()
     resuming = bool(processes.from_first(resuming)[0])  # which comes once there is a run
@@ -397,30 +398,6 @@ def _check_finder(picture: Path, recipe: Preset, of_a_run: bool) -> None:
     require_place(picture)
 
 
-def _find_rate(
-    picture: Path, corpus: str, recipe: Preset, device: torch.device, pretrained: Pretrained | None
-) -> float:
-    """A good learning rate for the run that the other arguments describe."""
-    import numpy as np
-
-    from lm_trainer import rate_finder, terminal
-
-    with _trial(corpus, recipe, device, pretrained) as trainer:
-        trainer = cast("Trainer", trainer)
-        with terminal.bar(total=rate_finder.STEPS, unit=" steps") as bar:
-            tried = []
-            for lr, loss in rate_finder.rise(trainer):
-                tried.append((lr, loss))
-                bar.set_postfix_str(f"learning rate {lr:.1e}, loss {loss:.3f}", refresh=False)
-                bar.update()
-    rates, losses = np.array(tried).T
-    suggestion = rate_finder.suggest(rates, losses)
-    rate_finder.draw(rates, losses, suggestion, picture)
-    lowest = suggestion / rate_finder.FRACTION
-    note(f"loss lowest at {lowest:.2g}, a quarter of it is the suggested learning rate; {picture}")
-    return suggestion
-
-
 def _say_nothing(_: str) -> None:
     """What the processes beside the first one tell."""
 
@@ -429,42 +406,6 @@ def _was_given(name: str) -> bool:
     """Whether a parameter stands in the call or in a file of settings, rather than its default."""
     source = click.get_current_context().get_parameter_source(name)
     return source in (ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP)
-
-
-@contextmanager
-def _trial(
-    corpus: str, recipe: Preset, device: torch.device, pretrained: Pretrained | None
-) -> Iterator[Trainer | NgramTrainer]:
-    """Within, a run that was set up in a temporary folder."""
-    from lm_trainer import run
-    from lm_trainer.processes import ALONE
-
-    with tempfile.TemporaryDirectory(prefix="lm-train-") as folder:
-        out = Path(folder) / "run"
-        run.start(
-            out,
-            corpus,
-            recipe,
-            device,
-            pretrained=pretrained,
-            replace=False,
-            resuming=False,
-            processes=ALONE.count,
-            tell=note,
-        )
-        yield run.resume(out, None, {}, device, math.inf, ALONE, note)
-
-
-def _estimate(corpus: str, recipe: Preset, device: torch.device, pretrained: Pretrained | None) -> None:
-    """Say what a run would take."""
-    from lm_trainer.dry_run import estimate
-
-    begun = time.perf_counter()
-    with _trial(corpus, recipe, device, pretrained) as trainer:
-        figures = estimate(trainer, time.perf_counter() - begun)
-    main.check_interrupted()
-    for name, value in figures.items():
-        click.echo(f"{name:<16}  {value}")
 
 
 def _conclude(summary: dict[str, Any], best: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a run is made of: its records, and the presets that name good values for them."""
+"""What a run is made of: its records, and what a recipe is."""
 
 from __future__ import annotations
 
@@ -266,30 +266,3 @@ class Preset:
         ModelConfig(**model)  # says now what would be wrong after the tokenizer's training
         training = dataclasses.replace(self.training, **part(TrainingConfig))
         return dataclasses.replace(self, tokenizer=tokenizer, model=model, training=training)
-
-
-PRESETS = {
-    "small": Preset(
-        "byte-level BPE, small and tied: readable text from 2 MB in three minutes on 2 cores",
-        TokenizerConfig("bpe", 2048),
-        {"embedding_dim": 256, "hidden_size": 256, "num_layers": 1, "tied": True},
-        TrainingConfig(
-            epochs=4,
-            batch_size=16,
-            seq_len=48,
-            dropout=0.1,
-            optimizer="adamw",
-            lr=0.006,
-            weight_decay=0.01,
-            schedule="cosine",
-            warmup_steps=50,
-            clip_norm=1.0,
-        ),
-    ),
-    "tutorial": Preset(
-        "PyTorch's RNN language-model tutorial: 134 valid perplexity on the Penn Treebank after epoch 2",
-        TokenizerConfig("word", 10_000),
-        {"embedding_dim": 128, "hidden_size": 1024, "num_layers": 1, "tied": False},
-        TrainingConfig(epochs=5, batch_size=20, seq_len=30, optimizer="adam", lr=0.002, clip_norm=0.5),
-    ),
-}

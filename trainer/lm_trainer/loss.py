@@ -1,7 +1,8 @@
-"""The training loss: output layer, softmax and cross entropy as one, with one copy of the logits."""
+"""The training loss: output layer, softmax and cross entropy as one, keeping one tensor of their size."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, bias: Tensor, target: Tensor
     """The mean over tokens of ``-log softmax(x weight' + bias)[target]``, in nats, a scalar of float32.
 
     What is kept for the way back is the softmax, which becomes the logits' gradient in its place. Products
-    are in the type of x.
+    are in autocast's type where autocast is on, else in that of x.
 
     Args:
         x: the last hidden layer ``(tokens, hidden)``.
@@ -21,8 +22,11 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, bias: Tensor, target: Tensor
         bias: of the output layer ``(vocab,)``.
         target: ids, int64, ``(tokens,)``.
     """
-    loss: Tensor = _LinearCrossEntropy.apply(x, weight, bias, target)  # type: ignore[no-untyped-call]
-    return loss
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind):
+        x = x.to(torch.get_autocast_dtype(kind))
+    with torch.autocast(kind, enabled=False):  # which would choose other types on the way here than back
+        return _apply(x, weight, bias, target)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -47,3 +51,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dx = ((dlogits @ weight) * scale).to(x.dtype)
         dweight = (dlogits.t() @ (x * scale.to(x.dtype))).to(ctx.types)
         return dx, dweight, dlogits.sum(0).to(ctx.types) * scale, None
+
+
+_apply: Callable[..., Tensor] = _LinearCrossEntropy.apply

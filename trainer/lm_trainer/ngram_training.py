@@ -91,7 +91,9 @@ class NgramTrainer:
         except KeyboardInterrupt:
             raise InterruptedRunError from None
         seconds = time.perf_counter() - begun
-        self.progress = Progress(1, 0, 1, 0.0, 0.0, seconds, loss, loss, 1)
+        self.progress = Progress(
+            epoch=1, step=1, seconds=seconds, valid_loss=loss, best_valid_loss=loss, best_epoch=1
+        )
         record = {
             "event": "epoch",
             "epoch": 1,
@@ -108,7 +110,6 @@ class NgramTrainer:
         report.epoch(record)
 
     def _save(self, name: str) -> None:
-
         content = {
             **self._facts,
             "training_config": {},

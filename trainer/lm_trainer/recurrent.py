@@ -88,7 +88,8 @@ class RecurrentLM(LanguageModel):
         token = token.t()
         x = noise.on_words(self.embedding(token), token, self.config.vocab_size)  # (time, batch, embedding)
         after = []
-        # On the CPU torch's layers take far longer for the way back in mixed precision.
+        # On the CPU torch's layers take far longer for the way back in mixed precision; on CUDA they would be
+        # in float16 whatever is asked for, whose gradients are lost below 6e-8: they stay as they are.
         scans = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
         for number, layer in enumerate(self.layers):
             x = noise.on(x, noise.hidden if number else noise.input)
@@ -96,10 +97,10 @@ class RecurrentLM(LanguageModel):
             w_hidden = noise.on_weights(layer.get_parameter("weight_hh_l0"))
             if scans:
                 x, layer_state = scan_layer(cast(nn.RNNBase, layer), x, begin, w_hidden)
-            elif noise.weights:
-                x, layer_state = read_layer(_with_weight(layer, w_hidden), x, begin)
             else:
-                x, layer_state = read_layer(layer, x, begin)
+                call = _with_weight(layer, w_hidden) if noise.weights else layer
+                with torch.autocast(x.device.type, enabled=False):
+                    x, layer_state = read_layer(call, x, begin)
             after.append(layer_state)  # x is now (time, batch, hidden)
         x = noise.on(self.projection(x), noise.output)
         return x.transpose(0, 1), tuple(map(torch.cat, zip(*after, strict=True)))

@@ -74,9 +74,8 @@ def pick_precision(hidden_size: int, device: torch.device) -> str:
         return "fp32"
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    has: dict[str, Any] = getattr(
-        torch.cpu, "get_capabilities", dict
-    )()  # newer than the oldest torch that will do
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)  # which the oldest torch that will do lacks
+    has: dict[str, Any] = capabilities()
     return "bf16" if has.get("avx512_bf16") or has.get("amx_bf16") or has.get("arm_bf16") else "fp32"
 
 
@@ -90,12 +89,12 @@ def start(
     corpus_argument: str,
     preset: Preset,
     device: torch.device,
-    *,
-    pretrained: Pretrained | None,
-    replace: bool,
-    resuming: bool,
-    processes: int,
     tell: Tell,
+    *,
+    pretrained: Pretrained | None = None,
+    replace: bool = False,
+    resuming: bool = False,
+    processes: int = 1,
 ) -> None:
     """Set a new run up: corpus, vocabulary, token files, and a checkpoint before the first step.
 
@@ -107,11 +106,11 @@ def start(
         corpus_argument: as for :func:`lm_trainer.corpus.find_corpus`.
         preset: the recipe.
         device: where the run will be.
+        tell: takes lines for the person at the terminal.
         pretrained: what it begins from, if not from nothing; ``preset`` is its recipe.
         replace: whether a run that is there may go.
         resuming: whether a run was to be resumed, and there is none.
         processes: how many will train; this one alone sets up.
-        tell: takes lines for the person at the terminal.
 
     Raises:
         ValueError, UnusableFileError: the corpus or the settings cannot be used; one line says why.

@@ -10,6 +10,7 @@ The formulas are those of torch.nn.LSTM, GRU and RNN, in the order of torch's ga
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -41,11 +42,10 @@ def scan_layer(
     begin = [tensor[0] for tensor in state]
     if layer.mode == "GRU":
         gates = F.linear(x.to(dtype), w_input.to(dtype), b_input.to(dtype))
-        y, *end = _GruScan.apply(gates, w_hidden, b_hidden, *begin)  # type: ignore[no-untyped-call]
+        y, *end = _SCANS[layer.mode](gates, w_hidden, b_hidden, *begin)
     else:
         gates = F.linear(x.to(dtype), w_input.to(dtype), (b_input + b_hidden).to(dtype))
-        function = _LstmScan if layer.mode == "LSTM" else _RnnScan
-        y, *end = function.apply(gates, w_hidden, *begin)  # type: ignore[no-untyped-call]
+        y, *end = _SCANS[layer.mode](gates, w_hidden, *begin)
     return y, tuple(tensor[None] for tensor in end)
 
 
@@ -175,3 +175,11 @@ class _RnnScan(torch.autograd.Function):
 def _weight_gradient(dgates: Tensor, hs: Tensor, w: Tensor) -> Tensor:
     """The sum over time and batch of ``dgates`` times what each step read: ``(gates, hidden)``."""
     return (dgates.flatten(0, 1).t() @ hs[:-1].flatten(0, 1)).to(w.dtype)
+
+
+_SCANS: dict[str, Callable[..., tuple[Tensor, ...]]] = {
+    "LSTM": _LstmScan.apply,
+    "GRU": _GruScan.apply,
+    "RNN_TANH": _RnnScan.apply,
+}
+"""By the layer's mode, as torch calls it."""

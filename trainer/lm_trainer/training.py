@@ -342,7 +342,9 @@ class Trainer:
             self._train[column * self._column + start :][: self.config.seq_len + 1]
             for column in self._columns
         ]
-        ids = torch.from_numpy(np.stack(rows).astype(np.int64)).to(self._device)
+        ids = torch.from_numpy(np.stack(rows).astype(np.int64))
+        if self._device.type == "cuda":  # from pinned memory nothing waits for the steps before
+            ids = ids.pin_memory().to(self._device, non_blocking=True)
         return ids[:, :-1], ids[:, 1:]
 
     def _record(self, report: Report) -> None:
