@@ -1,0 +1,156 @@
+"""`lm-train --preset char` beside a small transformer that trains as long on the same text.
+
+    python tests/benchmarks/characters.py TEXT --work WORK
+
+TEXT is one file. Its first nine tenths are trained on, its last tenth is what both are held against, in bits
+a character, line breaks included. The transformer is the well-known small recipe for characters on a CPU
+(pre-norm, 4 layers of 4 heads, width 128, 64 characters of context, batch 12, AdamW at 0.001 falling as a
+cosine, no dropout), with as many steps as fit into the time that the preset took. The LSTM is scored as an
+exported bundle, by lm-score; the transformer with at least half its context before each character. One after
+the other, on a machine that should be quiet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from families import command
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+LAYERS, HEADS, WIDTH, CONTEXT, BATCH, RATE = 4, 4, 128, 64, 12, 1e-3
+
+
+class Block(nn.Module):
+    """Attention and a feed-forward part, each behind a norm and beside a shortcut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(2))
+        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.feed = nn.Sequential(nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(), nn.Linear(4 * WIDTH, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x ``(batch, time, width)``."""
+        batch, length, _ = x.shape
+        heads = (
+            self.qkv(self.norms[0](x)).view(batch, length, 3, HEADS, WIDTH // HEADS).permute(2, 0, 3, 1, 4)
+        )
+        y = F.scaled_dot_product_attention(*heads, is_causal=True)
+        x = x + self.out(y.transpose(1, 2).reshape(batch, length, WIDTH))
+        return x + self.feed(self.norms[1](x))
+
+
+class Transformer(nn.Module):
+    """Characters and their places to logits; the output layer shares the embedding's weights."""
+
+    def __init__(self, characters: int) -> None:
+        super().__init__()
+        self.embedding, self.places = nn.Embedding(characters, WIDTH), nn.Embedding(CONTEXT, WIDTH)
+        self.blocks = nn.Sequential(*(Block() for _ in range(LAYERS)), nn.LayerNorm(WIDTH))
+        for name, parameter in self.named_parameters():
+            if parameter.dim() > 1:
+                into_shortcut = name.endswith(("out.weight", "feed.2.weight"))
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * LAYERS if into_shortcut else 1))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids ``(batch, time)`` to logits ``(batch, time, characters)``."""
+        places = self.places(torch.arange(ids.shape[1]))
+        return F.linear(self.blocks(self.embedding(ids) + places), self.embedding.weight)
+
+
+def train_transformer(train: Tensor, characters: int, seconds: float) -> tuple[Transformer, int]:
+    """The transformer after as many steps as fit into ``seconds``, and their number."""
+    torch.manual_seed(0)
+    model = Transformer(characters)
+    matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
+    others = [parameter for parameter in model.parameters() if parameter.dim() == 1]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, RATE, betas=(0.9, 0.99), fused=True)
+    begun, step = time.perf_counter(), 0
+    while (done := (time.perf_counter() - begun) / seconds) < 1:
+        rate = RATE * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done)))  # by time: it ends when it must
+        for group in optimizer.param_groups:
+            group["lr"] = rate * min(1, (step + 1) / 100)
+        starts = torch.randint(len(train) - CONTEXT, (BATCH, 1))
+        ids = train[starts + torch.arange(CONTEXT + 1)]
+        loss = F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        step += 1
+    return model, step
+
+
+@torch.no_grad()
+def transformer_bits(model: Transformer, valid: Tensor) -> float:
+    """Bits a character of a text; each is predicted from at least half a context, but for the first ones."""
+    half, total = CONTEXT // 2, 0.0
+    for start in range(0, len(valid) - 1, half):
+        ids = valid[max(0, start - half) : start + half + 1]
+        new = min(half, len(valid) - 1 - start)
+        logits = model(ids[None, :-1])[0, -new:]
+        total += float(F.cross_entropy(logits, ids[-new:], reduction="sum"))
+    return total / (len(valid) - 1) / math.log(2)
+
+
+def measure_preset(work: Path, options: list[str]) -> dict[str, Any]:
+    """Train, export and score on the parts of the text in ``work``."""
+    run, bundle = work / "run", work / "bundle"
+    command("lm-train", work, "--preset", "char", *options, "--out", run, "--resume")
+    command("lm-export", run, "--out", bundle, "--force", "--quantize", "int8")
+    score = json.loads(command("lm-score", bundle, work / "valid.txt", "--json"))
+    summary = json.loads((run / "summary.json").read_text())
+    characters = len((work / "valid.txt").read_text(encoding="utf-8"))
+    return {
+        "bits": -score["log_probability"] / math.log(2) / characters,
+        "seconds": summary["seconds"],
+        "parameters": summary["parameters"],
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("text", type=Path)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, help="of the transformer, if not as long as the preset took")
+    parser.add_argument("--options", default="", help="more options for lm-train")
+    arguments = parser.parse_args()
+    work = arguments.work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    text = arguments.text.read_text(encoding="utf-8")
+    cut = text.rfind("\n", 0, len(text) * 9 // 10) + 1
+    parts = {"train": text[:cut], "valid": text[cut:]}
+    for name, part in parts.items():
+        (work / f"{name}.txt").write_text(part, encoding="utf-8")
+    ours = measure_preset(work, arguments.options.split())
+    print(
+        f"preset char: {ours['bits']:.3f} bits a character, {ours['seconds']:.0f} s, "
+        f"{ours['parameters']:,} parameters",
+        flush=True,
+    )
+    known = {character: id_ for id_, character in enumerate(sorted(set(text)))}
+    ids = {
+        name: torch.from_numpy(np.array([known[character] for character in part]))
+        for name, part in parts.items()
+    }
+    seconds = arguments.seconds or ours["seconds"]
+    model, steps = train_transformer(ids["train"], len(known), seconds)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    print(
+        f"transformer: {transformer_bits(model, ids['valid']):.3f} bits a character, {seconds:.0f} s, "
+        f"{count:,} parameters, {steps:,} steps"
+    )
+
+
+if __name__ == "__main__":
+    main()

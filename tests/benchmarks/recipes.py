@@ -1,0 +1,179 @@
+"""The presets on the Penn Treebank, each by one command: writes recipes.md and its picture.
+
+    python tests/benchmarks/recipes.py PTB --work WORK
+
+PTB is a folder with the Penn Treebank's train.txt and valid.txt. Runs, bundles and figures are kept in WORK:
+broken off, the command goes on with the next run; run again, it makes the page of what is there. Two hours on
+two cores, which nothing else should use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from families import command, machine
+from matplotlib.figure import Figure
+
+from lm_trainer.presets import PRESETS
+
+HERE = Path(__file__).resolve().parent
+TRAIN_TOKENS, TUTORIAL_EPOCHS, TUTORIAL_BEST = 929_589, 2, 134.1
+"""What the tutorial's loop needs for its best valid perplexity, from a plain transcript of it."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One row."""
+
+    options: str
+    """Of lm-train."""
+    color: str
+    """In the picture."""
+    seeds: int = 1
+    """Runs, with seeds from 0."""
+
+
+RECIPES = {
+    "tutorial": Recipe("--preset tutorial --epochs 2", "tab:gray"),
+    "quick": Recipe("--preset quick", "tab:orange", seeds=3),
+    "word": Recipe("--preset word", "tab:blue"),
+}
+
+
+def measure(name: str, seed: int, corpus: Path, work: Path) -> dict[str, Any]:
+    """Train, export and score one run; what was measured before is taken as it is."""
+    run, bundle = work / "runs" / f"{name}-{seed}", work / "bundles" / f"{name}-{seed}"
+    kept = work / f"{name}-{seed}.json"
+    if kept.exists():
+        found: dict[str, Any] = json.loads(kept.read_text())
+        return found
+    options = [*RECIPES[name].options.split(), *(["--seed", seed] if seed else [])]
+    begun = time.perf_counter()
+    command("lm-train", corpus, *options, "--out", run)
+    seconds = time.perf_counter() - begun
+    command("lm-export", run, "--out", bundle, "--quantize", "int8", "--force")
+    scores = {
+        precision: json.loads(
+            command("lm-score", bundle, corpus / "valid.txt", "--precision", precision, "--json")
+        )
+        for precision in ("fp32", "int8")
+    }
+    found = {
+        "seconds": seconds,
+        "summary": json.loads((run / "summary.json").read_text()),
+        "perplexities": {precision: score["perplexity"] for precision, score in scores.items()},
+        "bytes": {path.name: path.stat().st_size for path in (bundle / "onnx").iterdir()},
+        "sample": command("lm-generate", bundle, "--max-tokens", 60, "--seed", 1),
+        "records": [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()],
+    }
+    kept.write_text(json.dumps(found))
+    return found
+
+
+def tutorial_seconds(work: Path) -> float:
+    """How long the tutorial's loop takes for its two epochs, from its rate on this machine."""
+    kept = work / "training.json"
+    if not kept.exists():
+        call = [sys.executable, str(HERE / "training.py"), "--json"]
+        kept.write_text(subprocess.run(call, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    step: float = json.loads(kept.read_text())["the tutorial's loop"]
+    training = PRESETS["tutorial"].training
+    return TUTORIAL_EPOCHS * TRAIN_TOKENS / (training.batch_size * training.seq_len) * step
+
+
+def draw(figures: dict[str, list[dict[str, Any]]], tutorial: float, path: Path) -> None:
+    """Valid perplexity against the seconds of training."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for name, runs in figures.items():
+        for number, found in enumerate(runs):
+            epochs = [record for record in found["records"] if record["event"] == "epoch"]
+            best = mean(run["perplexities"]["fp32"] for run in runs)
+            axes.loglog(
+                [record["seconds"] for record in epochs],
+                [record["valid_perplexity"] for record in epochs],
+                "o-",
+                markersize=4,
+                color=RECIPES[name].color,
+                label=None if number else f"{name} {best:.1f}",
+            )
+    axes.plot([tutorial], [TUTORIAL_BEST], "k*", markersize=12, label=f"the tutorial's loop {TUTORIAL_BEST}")
+    axes.set_xlabel("seconds of training")
+    axes.set_ylabel("valid perplexity")
+    axes.set_yticks([80, 100, 120, 150, 200], labels=["80", "100", "120", "150", "200"])
+    axes.set_yticks([], minor=True)
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("corpus", type=Path)
+    parser.add_argument("--work", type=Path, required=True)
+    arguments = parser.parse_args()
+    corpus, work = arguments.corpus.resolve(), arguments.work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    tutorial = tutorial_seconds(work)
+    figures = {
+        name: [measure(name, seed, corpus, work) for seed in range(recipe.seeds)]
+        for name, recipe in RECIPES.items()
+    }
+    draw(figures, tutorial, HERE / "recipes.png")
+    page = [
+        "# Recipes on the Penn Treebank",
+        "",
+        "Written by `python tests/benchmarks/recipes.py PTB --work WORK`, `PTB` being a folder with the "
+        "Penn Treebank's `train.txt` and `valid.txt` (929,589 and 73,760 tokens with `<eos>`, 10,000 types). "
+        f"Measured on {torch.get_num_threads()} cores ({machine()}), torch {torch.__version__}.",
+        "",
+        "One model, no adaptation to the text that is scored. Perplexity is `lm-score`'s, of the exported "
+        "bundle without torch. Times are the whole command's, from start to finish. Recipes were tuned "
+        "on this valid text: the corpus's test text was not at hand.",
+        "",
+        "| command | valid perplexity, fp32 | int8 | parameters | graph, fp32 / int8 | time | seeds |",
+        "|---|---:|---:|---:|---:|---:|---|",
+        f"| the tutorial's loop in torch, {TUTORIAL_EPOCHS} epochs | {TUTORIAL_BEST} | | | | "
+        f"{tutorial:,.0f} s, from its rate in turns with ours | one |",
+    ]
+    for name, runs in figures.items():
+        cells = []
+        for precision in ("fp32", "int8"):
+            values = [run["perplexities"][precision] for run in runs]
+            spread = f" ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else ""
+            cells.append(f"{mean(values):.2f}{spread}")
+        first = runs[0]
+        sizes = " / ".join(f"{size / 1e6:.1f}" for size in sorted(first["bytes"].values(), reverse=True))
+        seconds = mean(run["seconds"] for run in runs)
+        page.append(
+            f"| `lm-train PTB {RECIPES[name].options}` | {' | '.join(cells)} | "
+            f"{first['summary']['parameters']:,} | {sizes} MB | "
+            f"{seconds:,.0f} s, {seconds / tutorial:.2f} times the tutorial's | "
+            f"{'one' if len(runs) == 1 else f'{len(runs)}, mean and range'} |"
+        )
+    page += [
+        "",
+        "![Valid perplexity against the seconds of training](recipes.png)",
+        "",
+        "## A sample of each",
+        "`lm-generate BUNDLE --max-tokens 60 --seed 1`, temperature 0.8, top-p 0.95:",
+        "",
+    ]
+    for name, runs in figures.items():
+        page += [f"**{name}**", "```", runs[0]["sample"].strip("\n"), "```", ""]
+    (HERE / "recipes.md").write_text("\n".join(page), encoding="utf-8")
+    print(HERE / "recipes.md")
+
+
+if __name__ == "__main__":
+    main()

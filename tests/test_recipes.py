@@ -1,0 +1,70 @@
+"""Every preset, made small: a killed run ends with the same weights, and its graph equals the torch model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from conftest import TINY, Invoke
+from lm_export.command import main as lm_export
+from lm_trainer.checkpoint import load_checkpoint
+from lm_trainer.command import main as lm_train
+from lm_trainer.presets import PRESETS
+from lm_trainer.training import Trainer
+
+
+def made_small(name: str) -> list[object]:
+    """The preset's techniques on layers that train in a second."""
+    preset = PRESETS[name]
+    projection = ["--projection", 16] if preset.model.get("projection") else []
+    narrow = preset.model["tied"] and not projection
+    return [
+        *[TINY, "--preset", name, "--vocab-size", 300 if preset.tokenizer.tokenizer == "bpe" else 180],
+        *["--embedding-dim", 16, "--hidden-size", 16 if narrow else 24, *projection],
+        *["--batch-size", 4, "--seq-len", 10, "--epochs", 2, "--sample-tokens", 5],
+    ]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_killed_run_ends_with_the_same_bits(
+    invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, precision: str
+) -> None:
+    call = [*made_small(name), "--precision", precision, "--checkpoint-seconds", 0]
+    assert invoke(lm_train, *call, "--out", "whole")[0] == 0
+    whole = load_checkpoint(tmp_path / "whole/last.pt")
+
+    class KilledError(Exception):
+        pass
+
+    def step_or_die(trainer: Trainer, lr: float | None = None) -> Tensor:
+        if trainer.progress.step == whole["progress"]["step"] * 2 // 3:
+            raise KilledError
+        return step(trainer, lr)
+
+    step = Trainer.step
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(Trainer, "step", step_or_die)
+        lm_train.main([str(argument) for argument in (*call, "--out", "killed")])
+    stopped = load_checkpoint(tmp_path / "killed/last.pt")
+    assert 0 < stopped["progress"]["step"] < whole["progress"]["step"]
+    assert invoke(lm_train, *call, "--out", "killed", "--resume")[0] == 0
+    resumed = load_checkpoint(tmp_path / "killed/last.pt")
+    assert resumed["progress"]["step"] == whole["progress"]["step"]
+    for key, tensor in whole["model"].items():
+        assert torch.equal(tensor, resumed["model"][key]), key
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_its_graph_equals_the_torch_model(invoke: Invoke, tmp_path: Path, name: str) -> None:
+    assert invoke(lm_train, *made_small(name), "--out", "run")[0] == 0
+    assert invoke(lm_export, "run", "--out", "bundle")[0] == 0
+    config: dict[str, Any] = json.loads((tmp_path / "bundle/config.json").read_text())
+    assert config["parity"]["logits"] < 1e-4
+    assert config["parity"]["greedy_equal"]
+    assert config["num_hidden_layers"] == PRESETS[name].model["num_layers"]
