@@ -17,6 +17,8 @@ from lm_trainer.config import FAMILIES
 
 # These models are so small that a second thread costs more than it brings.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Claims to the bit are made for the CPU; those for GPUs are in test_cuda.py.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ROOT / "data" / "tiny"

@@ -73,6 +73,20 @@ def test_the_training_loss_and_its_gradients_are_cross_entropy() -> None:
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
+def test_the_training_loss_in_mixed_precision_takes_any_type_and_gives_back_its_own() -> None:
+    generator = torch.Generator().manual_seed(4)
+    x, weight, bias = (torch.randn(*shape, generator=generator) for shape in ((64, 32), (50, 32), (50,)))
+    target = torch.randint(0, 50, (64,), generator=generator)
+    expected = nn.functional.cross_entropy(nn.functional.linear(x, weight, bias), target)
+    for dtype in (torch.float32, torch.bfloat16):
+        given = x.to(dtype).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = linear_cross_entropy(given, weight.requires_grad_(), bias, target)
+        assert abs(loss.item() / expected.item() - 1) < 0.01
+        found = torch.autograd.grad(loss, (given, weight))
+        assert [tensor.dtype for tensor in found] == [dtype, torch.float32]
+
+
 def test_a_token_without_any_probability_has_a_finite_loss_and_its_whole_gradient() -> None:
     x, weight = torch.eye(2), torch.tensor([[300.0, 0], [0, 0]]).requires_grad_()
     loss = linear_cross_entropy(x, weight, torch.zeros(2), torch.tensor([1, 1]))

@@ -14,6 +14,7 @@ from conftest import TINY, Invoke
 from lm_export.command import main as lm_export
 from lm_trainer.checkpoint import load_checkpoint
 from lm_trainer.command import main as lm_train
+from lm_trainer.config import FAMILIES
 from lm_trainer.presets import PRESETS
 from lm_trainer.training import Trainer
 
@@ -68,3 +69,26 @@ def test_its_graph_equals_the_torch_model(invoke: Invoke, tmp_path: Path, name: 
     assert config["parity"]["logits"] < 1e-4
     assert config["parity"]["greedy_equal"]
     assert config["num_hidden_layers"] == PRESETS[name].model["num_layers"]
+
+
+def test_a_dropout_that_is_given_takes_the_place_of_all_that_the_recipe_has() -> None:
+    def of(**given: Any) -> tuple[float | None, ...]:
+        training = PRESETS["word"].with_options(given).training
+        return training.dropout_input, training.dropout, training.dropout_output
+
+    own = PRESETS["word"].training
+    assert of() == (own.dropout_input, own.dropout, own.dropout_output)
+    assert of(dropout=0.2) == (None, 0.2, None)
+    assert of(dropout=0.2, dropout_output=0.6) == (None, 0.2, 0.6)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_preset_is_for_every_family(family: str, name: str) -> None:
+    """What a family has no use for is left out."""
+    recipe = PRESETS[name].with_options({"model_type": family})
+    assert recipe.model["model_type"] == family
+    if family == "window":
+        assert not recipe.training.locked_dropout
+        with pytest.raises(ValueError, match="give --no-locked-dropout and --weight-drop 0"):
+            PRESETS[name].with_options({"model_type": family, "locked_dropout": True})

@@ -123,6 +123,8 @@ def test_schedules() -> None:
     assert rates(schedule="linear") == [1, 0.75, 0.5, 0.25]
     assert rates(schedule="cosine") == [1, 0.854, 0.5, 0.146]
     assert rates(warmup_steps=2) == [0.5, 1, 1, 1]
+    assert rates(warmup_steps=500) == [0.5, 1, 1, 1]
+    assert rates(warmup_steps=500, schedule="linear") == [0.5, 1, 1, 0.5]
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])

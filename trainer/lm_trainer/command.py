@@ -241,8 +241,8 @@ def main(
     CORPUS is a folder with train.txt, valid.txt and perhaps test.txt; one text file; or a name: pydocs
     (Python's manual and docstrings), ptb, wikitext-2, wikitext-103, tinyshakespeare, text8.
 
-    Ctrl-C ends the run with a checkpoint; --resume goes on from it, bit for bit. The run's config.toml, given
-    as --config, repeats it.
+    Ctrl-C ends the run with a checkpoint; --resume goes on from it, bit for bit on a CPU. The run's
+    config.toml, given as --config, repeats it.
     """
     if resume and force:
         raise click.UsageError("give --resume or --force, not both")
@@ -259,7 +259,8 @@ def main(
         )
     if find_lr is not None:
         _check_finder(find_lr, recipe, resume or force)
-    keep_freed_memory()
+    if recipe.model["model_type"] != NGRAM_TYPE:
+        keep_freed_memory()
     with imports():
         from lm_trainer import run, trial
         from lm_trainer.checkpoint import BEST

@@ -176,7 +176,7 @@ class TrainingConfig:
     schedule: str = "constant"
     """constant, cosine or linear: how the learning rate falls over the run."""
     warmup_steps: int = 0
-    """Steps over which the learning rate rises from zero."""
+    """Steps over which the learning rate rises from zero; half the run's, where these are fewer."""
     clip_norm: float = 0.0
     """Largest norm of the gradient of all weights together; 0 does not clip."""
     clip_value: float = 0.0
@@ -229,7 +229,10 @@ class Preset:
     def __post_init__(self) -> None:
         recurrent = self.training.locked_dropout or self.training.weight_drop
         if self.model.get("model_type") == "window" and recurrent:
-            raise ValueError("locked_dropout and weight_drop are for recurrent layers, which window has not")
+            raise ValueError(
+                "locked_dropout and weight_drop are for recurrent layers, which window has not: give "
+                "--no-locked-dropout and --weight-drop 0"
+            )
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -264,5 +267,10 @@ class Preset:
             "vocab_size": tokenizer.vocab_size,
         }
         ModelConfig(**model)  # says now what would be wrong after the tokenizer's training
-        training = dataclasses.replace(self.training, **part(TrainingConfig))
+        recipe = part(TrainingConfig)
+        if "dropout" in recipe:  # it is for all places that are not named beside it
+            recipe = {"dropout_input": None, "dropout_output": None, **recipe}
+        if model_type == "window":
+            recipe = {"locked_dropout": False, "weight_drop": 0.0, **recipe}
+        training = dataclasses.replace(self.training, **recipe)
         return dataclasses.replace(self, tokenizer=tokenizer, model=model, training=training)

@@ -7,6 +7,8 @@ import sys
 import time
 from datetime import timedelta
 
+import torch
+
 from lm_runtime.commands import file_size
 from lm_trainer.families import parameter_count
 from lm_trainer.model import negative_log_likelihood
@@ -41,11 +43,13 @@ def estimate(trainer: Trainer | NgramTrainer, setup_seconds: float) -> dict[str,
     negative_log_likelihood(trainer.model, valid, 0)
     valid_seconds = (time.perf_counter() - begun) / valid.size * trainer.valid.size
     seconds = setup_seconds + trainer.total_steps * step_seconds + trainer.epochs * valid_seconds
+    device = trainer.model.device
+    memory = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else _peak_memory()
     return {
         "parameters": f"{parameter_count(trainer.model):,}",
         "tokens an epoch": f"{trainer.windows * trainer.tokens_per_step:,}",
         "steps": f"{trainer.total_steps:,}",
-        "peak memory": f"about {file_size(_peak_memory())}",
+        "peak memory": f"about {file_size(memory)}{' of the GPU' if device.type == 'cuda' else ''}",
         "tokens a second": f"about {trainer.tokens_per_step / step_seconds:,.0f}",
         "time": f"about {timedelta(seconds=round(seconds))}",
     }

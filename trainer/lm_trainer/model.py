@@ -46,22 +46,25 @@ class Noise:
         """Drop elements of ``x`` ``(time, ...)``, and scale the others so that the mean stays."""
         if probability == 0:
             return x
-        return x * self._mask([1, *x.shape[1:]] if self.locked else x.shape, probability, x)
+        keep, scale = self._mask([1, *x.shape[1:]] if self.locked else x.shape, probability, x)
+        return x * keep * scale
 
     def on_words(self, x: Tensor, token: Tensor, vocab_size: int) -> Tensor:
         """Drop the embeddings ``x`` ``(..., embedding)`` of some of the words ``token`` ``(...)``."""
         if self.words == 0:
             return x
-        return x * self._mask([vocab_size], self.words, x)[token][..., None]
+        keep, scale = self._mask([vocab_size], self.words, x)
+        return x * keep[token][..., None] * scale
 
     def on_weights(self, weight: Tensor) -> Tensor:
         """Drop some of a recurrent layer's weights and scale the others; gradients reach the raw ones."""
         if self.weights == 0:
             return weight
-        return weight * self._mask(weight.shape, self.weights, weight)
+        keep, scale = self._mask(weight.shape, self.weights, weight)
+        return weight * keep.mul_(scale)
 
-    def _mask(self, shape: Sequence[int], probability: float, like: Tensor) -> Tensor:
-        """0 with this probability, in steps of 1/65,536, else what keeps the mean at 1.
+    def _mask(self, shape: Sequence[int], probability: float, like: Tensor) -> tuple[Tensor, float]:
+        """0 with this probability, in steps of 1/65,536, else 1; and by what the mean stays what it was.
 
         Four elements are decided by one random number of 64 bits: of a layer's weights there are millions,
         and a number for each of them would take a sixth of a step's time.
@@ -71,7 +74,7 @@ class Noise:
         numbers = torch.empty(-(-size // 4), dtype=torch.int64, device=like.device)
         numbers.random_(-(1 << 63), None, generator=self.generator)
         keep = numbers.view(torch.int16)[:size] >= dropped - _CHANCES // 2
-        return keep.to(like.dtype).mul_(_CHANCES / (_CHANCES - dropped)).view(*shape)
+        return keep.to(like.dtype).view(*shape), _CHANCES / (_CHANCES - dropped)
 
 
 _CHANCES = 1 << 16

@@ -89,7 +89,8 @@ class RecurrentLM(LanguageModel):
         x = noise.on_words(self.embedding(token), token, self.config.vocab_size)  # (time, batch, embedding)
         after = []
         # On the CPU torch's layers take far longer for the way back in mixed precision; on CUDA they would be
-        # in float16 whatever is asked for, whose gradients are lost below 6e-8: they stay as they are.
+        # in float16 whatever is asked for, whose gradients are lost below 6e-8: there they stay in float32,
+        # whose products cuDNN takes from tensor cores (TF32).
         scans = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
         for number, layer in enumerate(self.layers):
             x = noise.on(x, noise.hidden if number else noise.input)

@@ -307,6 +307,8 @@ def resume(
         if longer and processes.is_first:
             _write_config(run, model_config, config, facts)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        if "memory" in str(error):  # of which there is too little
+            raise
         raise UnusableFileError(path, f"damaged: {str(error).splitlines()[0]}") from None
     tell(f"{model_config}{_measures(trainer)}")
     if trainer.progress.step:

@@ -94,9 +94,10 @@ def make_optimizer(model: LanguageModel, config: TrainingConfig) -> torch.optim.
 
 def learning_rate(config: TrainingConfig, step: int, total: int) -> float:
     """The learning rate of step ``step`` (from 0) of ``total``."""
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    done = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
+    warmup = min(config.warmup_steps, total // 2)
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    done = (step - warmup) / max(1, total - warmup)
     match config.schedule:
         case "constant":
             return config.lr
@@ -249,7 +250,6 @@ class Trainer:
                 saved = time.perf_counter()
             if stop:
                 raise InterruptedRunError
-        self._save(LAST)  # what was trained is kept, should the validation be broken off
         valid_loss = self._validate()
         progress.seconds = base_seconds + time.perf_counter() - started
         train_loss = (progress.loss_sum + float(self._pending)) / self.windows
@@ -349,9 +349,11 @@ class Trainer:
 
     def _record(self, report: Report) -> None:
         progress = self.progress
-        loss = float(self._pending) / self._log_windows
+        # The one time that a GPU is waited for.
+        pending, norm = torch.stack([self._pending, self._gradient_norm.to(self._pending)]).tolist()
+        loss = pending / self._log_windows
         self._check_finite(loss)
-        progress.loss_sum += float(self._pending)
+        progress.loss_sum += pending
         self._pending.zero_()
         self.metrics.append(
             {
@@ -362,7 +364,7 @@ class Trainer:
                 "lr": learning_rate(self.config, progress.step - 1, self.total_steps),
                 "tokens": progress.step * self.tokens_per_step,
                 "seconds": round(progress.seconds, 3),
-                **({"gradient_norm": float(self._gradient_norm)} if self.config.clip_norm else {}),
+                **({"gradient_norm": norm} if self.config.clip_norm else {}),
             }
         )
         report.record(progress, loss)
@@ -396,6 +398,7 @@ class Trainer:
                 self._may_break_off = False
         loss, has_loss = self._processes.from_first(loss, complete)
         if not has_loss:
+            self._save(LAST)
             raise InterruptedRunError
         self._check_finite(loss)
         return loss
