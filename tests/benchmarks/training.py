@@ -150,6 +150,8 @@ def serve(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         step = make_step(arguments, Path(folder))
         for _ in sys.stdin:
+            step()  # to find the caches, and the processor's other core, as they are within a run
+            wait()
             begun = time.perf_counter()
             for _ in range(turn):
                 step()
