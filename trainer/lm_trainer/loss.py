@@ -1,4 +1,4 @@
-"""The training loss: output layer, softmax and cross entropy as one, keeping one tensor of their size."""
+"""The training loss: output layer, softmax and cross entropy as one, which keeps one tensor of logits."""
 
 from __future__ import annotations
 

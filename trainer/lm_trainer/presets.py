@@ -1,6 +1,6 @@
 """The recipes that ``lm-train --preset`` names.
 
-Their figures come from ``tests/benchmarks/recipes.py`` and ``characters.py``.
+``tests/benchmarks/recipes.py`` and ``characters.py`` measure them.
 """
 
 from __future__ import annotations
