@@ -20,13 +20,14 @@ import torch
 from torch import nn
 
 from conftest import SMALL, TINY, run_command
+from lm_trainer import training
 from lm_trainer.checkpoint import load_checkpoint, restore_model
 from lm_trainer.config import TrainingConfig
 from lm_trainer.families import NETWORKS
 from lm_trainer.metrics import MetricsLog
 from lm_trainer.presets import PRESETS
 from lm_trainer.recurrent import CELLS, RecurrentLM
-from lm_trainer.training import Progress, Report, Trainer, TrainingError, learning_rate
+from lm_trainer.training import InterruptedRunError, Progress, Report, Trainer, TrainingError, learning_rate
 from test_networks import IDS, small_model
 
 SILENT = Report(step=lambda progress: None, record=lambda progress, loss: None, epoch=lambda record: None)
@@ -177,6 +178,27 @@ def test_a_run_of_any_family_goes_on_from_its_checkpoint_to_the_same_bits(
     ends = [torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "killed")]
     assert same(*ends)
     assert ends[0]["model_config"]["model_type"] == family
+
+
+def test_ctrl_c_within_a_validation_keeps_the_epoch_that_was_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> float:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+        raise AssertionError("the validation went on")
+
+    stopped = make_trainer(tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(InterruptedRunError):
+        patch.setattr(training, "negative_log_likelihood", interrupted)
+        stopped.train(SILENT)
+    content = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert content["progress"]["step"] == content["progress"]["window"] == stopped.windows
+    resumed = make_trainer(tmp_path)
+    resumed.resume(content)
+    resumed.train(SILENT)
+    assert resumed.progress.step == stopped.windows
+    assert resumed.progress.epoch == 1
 
 
 @pytest.mark.parametrize("groups", [2, 4])
