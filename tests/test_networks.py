@@ -151,6 +151,17 @@ def test_every_part_of_a_recurrent_model_can_be_dropped(family: str, part: str) 
     assert not torch.equal(first, plain)
 
 
+@pytest.mark.parametrize("probability", [0.1, 0.5, 0.75])
+def test_a_mask_drops_as_often_as_asked_and_scales_what_stays(probability: float) -> None:
+    """Of a size that four does not divide."""
+    ones = torch.ones(101, 33, 7)
+    noise = Noise(torch.Generator().manual_seed(0), words=probability, weights=probability)
+    words = noise.on_words(torch.ones(9999, 1), torch.arange(9999), 9999)
+    for x in (noise.on(ones, probability), noise.on_weights(ones), words):
+        assert x.unique().tolist() == pytest.approx([0, 1 / (1 - probability)], rel=1e-4)
+        assert (x == 0).float().mean().item() == pytest.approx(probability, abs=0.02)
+
+
 def test_a_locked_mask_is_one_for_all_steps_of_each_row() -> None:
     model = small_model("lstm")
     token, state = torch.arange(12).view(2, 6), model.zero_state(2)
