@@ -8,7 +8,7 @@ is the well-known small recipe for characters on a CPU (pre-norm, 4 layers of 4 
 characters of context, batch 12, AdamW at 0.001 falling as a cosine, no dropout), in the precision that is
 faster, with as many steps as fit into the time that the preset took. The LSTM is scored as an exported
 bundle, by lm-score; the transformer with at least half its context before each character. One after the
-other, on a quiet machine.
+other, with --seeds seeds each, on a quiet machine. Figures are kept in WORK: run again, the command goes on.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from families import command
+from pages import command, measured_once, spread
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -68,10 +68,10 @@ class Transformer(nn.Module):
 
 
 def train_transformer(
-    train: Tensor, characters: int, seconds: float, precision: str
+    train: Tensor, characters: int, seconds: float, precision: str, seed: int
 ) -> tuple[Transformer, int]:
     """The transformer after as many steps as fit into ``seconds``, and their number."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model, bfloat16 = Transformer(characters), precision == "bf16"
     matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
     others = [parameter for parameter in model.parameters() if parameter.dim() == 1]
@@ -106,10 +106,10 @@ def transformer_bits(model: Transformer, text: Tensor) -> float:
     return total / (len(text) - 1) / math.log(2)
 
 
-def measure_preset(work: Path, options: list[str]) -> dict[str, Any]:
+def measure_preset(work: Path, options: list[str], seed: int) -> dict[str, Any]:
     """Train, export and score on the parts of the text in ``work``."""
-    run, bundle = work / "run", work / "bundle"
-    command("lm-train", work, "--preset", "char", *options, "--out", run, "--resume")
+    run, bundle = work / f"run-{seed}", work / f"bundle-{seed}"
+    command("lm-train", work, "--preset", "char", *options, "--seed", seed, "--out", run, "--resume")
     command("lm-export", run, "--out", bundle, "--force")
     score = json.loads(command("lm-score", bundle, work / "test.txt", "--json"))
     summary = json.loads((run / "summary.json").read_text())
@@ -121,12 +121,31 @@ def measure_preset(work: Path, options: list[str]) -> dict[str, Any]:
     }
 
 
+def measure_transformer(text: str, parts: dict[str, str], seconds: float, seed: int) -> dict[str, Any]:
+    """Train for as long, and score."""
+    known = {character: id_ for id_, character in enumerate(sorted(set(text)))}
+    ids = {
+        name: torch.from_numpy(np.array([known[character] for character in part]))
+        for name, part in parts.items()
+    }
+    rates = {name: train_transformer(ids["train"], len(known), 5, name, 0)[1] for name in ("fp32", "bf16")}
+    precision = max(rates, key=rates.__getitem__)
+    model, steps = train_transformer(ids["train"], len(known), seconds, precision, seed)
+    return {
+        "bits": transformer_bits(model, ids["test"]),
+        "seconds": seconds,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "steps": steps,
+        "precision": precision,
+    }
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("text", type=Path)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, help="of the transformer, if not as long as the preset took")
+    parser.add_argument("--seeds", type=int, default=3, help="from 0 (default: %(default)s)")
     parser.add_argument("--options", default="", help="more options for lm-train")
     arguments = parser.parse_args()
     work = arguments.work.resolve()
@@ -136,26 +155,25 @@ def main() -> None:
     parts = {"train": text[:first], "valid": text[first:second], "test": text[second:]}
     for name, part in parts.items():
         (work / f"{name}.txt").write_text(part, encoding="utf-8")
-    ours = measure_preset(work, arguments.options.split())
-    print(
-        f"preset char: {ours['bits']:.3f} bits a character, {ours['seconds']:.0f} s, "
-        f"{ours['parameters']:,} parameters",
-        flush=True,
-    )
-    known = {character: id_ for id_, character in enumerate(sorted(set(text)))}
-    ids = {
-        name: torch.from_numpy(np.array([known[character] for character in part]))
-        for name, part in parts.items()
-    }
-    seconds = arguments.seconds or ours["seconds"]
-    rates = {name: train_transformer(ids["train"], len(known), 5, name)[1] for name in ("fp32", "bf16")}
-    precision = max(rates, key=rates.__getitem__)
-    model, steps = train_transformer(ids["train"], len(known), seconds, precision)
-    count = sum(parameter.numel() for parameter in model.parameters())
-    print(
-        f"transformer: {transformer_bits(model, ids['test']):.3f} bits a character, {seconds:.0f} s, "
-        f"{count:,} parameters, {steps:,} steps in {precision}"
-    )
+    figures: dict[str, list[dict[str, Any]]] = {"preset char": [], "transformer": []}
+    for seed in range(arguments.seeds):
+        ours = measured_once(
+            work / f"preset-{seed}.json", measure_preset, work, arguments.options.split(), seed
+        )
+        theirs = measured_once(
+            work / f"transformer-{seed}.json", measure_transformer, text, parts, ours["seconds"], seed
+        )
+        for runs, found in zip(figures.values(), (ours, theirs), strict=True):
+            runs.append(found)
+    for name, runs in figures.items():
+        steps = [f"{found['steps']:,} steps in {found['precision']}" for found in runs if "steps" in found]
+        cells = [
+            f"{spread([found['bits'] for found in runs], '.3f')} bits a character",
+            f"{spread([found['seconds'] for found in runs], '.0f')} s",
+            f"{runs[0]['parameters']:,} parameters",
+            *steps,
+        ]
+        print(f"{name}: {', '.join(cells)}")
 
 
 if __name__ == "__main__":

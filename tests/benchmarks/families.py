@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from pages import command, machine, measured_once, sample, samples
 from torch import nn
 from torch.nn import functional as F
 
@@ -46,35 +45,22 @@ REACH = 100
 """How far back gradients are looked at, in tokens."""
 
 
-def command(name: str, *arguments: object) -> str:
-    """Run one of the project's commands; its progress is shown, its output returned."""
-    call = [str(Path(sys.executable).parent / name), *map(str, arguments)]
-    print("$", name, *arguments, file=sys.stderr, flush=True)
-    return subprocess.run(call, check=True, stdout=subprocess.PIPE, text=True).stdout
-
-
 def measure(family: str, corpus: Path, work: Path) -> dict[str, Any]:
-    """Train, export, score, generate and time one family; what was measured before is taken as it is."""
+    """Train, export, score, generate and time one family."""
     run, bundle = work / "runs" / family, work / "bundles" / family
-    kept = work / f"{family}.json"
-    if kept.exists():
-        found: dict[str, Any] = json.loads(kept.read_text())
-        return found
     command("lm-train", corpus, *OPTIONS[family].split(), "--out", run, "--resume")
     command("lm-export", run, "--out", bundle, "--force")
     score = json.loads(command("lm-score", bundle, corpus / "valid.txt", "--json"))
     bench = json.loads(command("lm-bench", bundle, "--batch", 1, "--json"))
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    found = {
+    return {
         "summary": json.loads((run / "summary.json").read_text()),
         "perplexity": score["perplexity"],
         "bytes": sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file()),
         "rate": bench["steps"][0]["generation"],
-        "sample": command("lm-generate", bundle, "--max-tokens", 60, "--seed", 1),
+        "sample": sample(bundle),
         "records": records,
     }
-    kept.write_text(json.dumps(found))
-    return found
 
 
 def draw_time(figures: dict[str, dict[str, Any]], path: Path) -> None:
@@ -154,12 +140,8 @@ def draw_reach(work: Path, path: Path) -> dict[str, dict[str, float]]:
     return left
 
 
-def layouts(work: Path, turns: int = 30) -> dict[str, float]:
+def layouts(turns: int = 30) -> dict[str, float]:
     """Milliseconds of the tutorial's LSTM layer, forward and backward, in each layout."""
-    kept = work / "layouts.json"
-    if kept.exists():
-        found: dict[str, float] = json.loads(kept.read_text())
-        return found
     times: dict[str, list[float]] = {"batch first": [], "time first": []}
     for _ in range(turns):
         for name, seconds in times.items():
@@ -170,9 +152,7 @@ def layouts(work: Path, turns: int = 30) -> dict[str, float]:
             begun = time.perf_counter()
             torch.autograd.backward(layer(x)[0].sum())
             seconds.append(time.perf_counter() - begun)
-    found = {name: 1e3 * statistics.median(seconds[3:]) for name, seconds in times.items()}
-    kept.write_text(json.dumps(found))
-    return found
+    return {name: 1e3 * statistics.median(seconds[3:]) for name, seconds in times.items()}
 
 
 def clipping(corpus: Path, work: Path) -> list[tuple[str, list[str]]]:
@@ -224,7 +204,9 @@ def main() -> None:
     arguments = parser.parse_args()
     corpus, work = arguments.corpus.resolve(), arguments.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
-    figures = {family: measure(family, corpus, work) for family in OPTIONS}
+    figures = {
+        family: measured_once(work / f"{family}.json", measure, family, corpus, work) for family in OPTIONS
+    }
     draw_time(figures, HERE / "families_time.png")
     page = [
         "# The families side by side",
@@ -259,12 +241,8 @@ def main() -> None:
         f"valid, scored on the second: LSTM {lstm:.1f}, n-gram {ngram:.1f}, both **{both:.1f}** (weight of "
         f"the n-gram {pair['weight']:.3f}).",
         "",
-        "## A sample of each",
-        "`lm-generate BUNDLE --max-tokens 60 --seed 1`, temperature 0.8, top-p 0.95:",
-        "",
+        *samples({family: found["sample"] for family, found in figures.items()}),
     ]
-    for family, found in figures.items():
-        page += [f"**{family}**", "```", found["sample"].strip("\n"), "```", ""]
     left = draw_reach(work, HERE / "families_reach.png")
     page += [
         "## How far back a gradient reaches",
@@ -280,7 +258,7 @@ def main() -> None:
         f"| {name} | " + " | ".join(f"{value:.1e}" for value in shares.values()) + " |"
         for name, shares in left.items()
     ]
-    layers = layouts(work)
+    layers = measured_once(work / "layouts.json", layouts)
     page += [
         "",
         "## Batch first or time first",
@@ -299,14 +277,6 @@ def main() -> None:
     page += [f"| {name} | {' | '.join(row)} |" for name, row in clipping(corpus, work)]
     (HERE / "families.md").write_text("\n".join(page) + "\n", encoding="utf-8")
     print(HERE / "families.md")
-
-
-def machine() -> str:
-    """The processor's name."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
-        if line.startswith("model name"):
-            return line.split(":")[1].strip()
-    return platform.machine()
 
 
 if __name__ == "__main__":

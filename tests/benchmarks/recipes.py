@@ -3,8 +3,8 @@
     python tests/benchmarks/recipes.py PTB --work WORK
 
 PTB is a folder with the Penn Treebank's train.txt and valid.txt. Runs, bundles and figures are kept in WORK:
-broken off, the command begins the run in hand anew; run again, it makes the page of what is there. Two hours
-on two cores, which nothing else should use.
+broken off, the command begins the run in hand anew; run again, it makes the page of what is there. Two
+hours and a half on two cores, which nothing else should use.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from statistics import mean
 from typing import Any
 
 import torch
-from families import command, machine
 from matplotlib.figure import Figure
+from pages import command, machine, measured_once, sample, samples, spread
 
 HERE = Path(__file__).resolve().parent
 TRAIN_TOKENS, TUTORIAL_EPOCHS, TUTORIAL_BEST = 929_589, 2, 134.1
@@ -41,26 +41,23 @@ class Recipe:
 
 
 RECIPES = {
-    "tutorial": Recipe("--preset tutorial --epochs 2", "tab:gray"),
+    "tutorial": Recipe("--preset tutorial --epochs 2", "tab:gray", seeds=3),
     "quick": Recipe("--preset quick", "tab:orange", seeds=3),
     "word": Recipe("--preset word", "tab:blue"),
 }
 
 
 def measure(name: str, seed: int, corpus: Path, work: Path) -> dict[str, Any]:
-    """Train, export and score one run; what was measured before is taken as it is."""
+    """Train, export and score one run."""
     run, bundle = work / "runs" / f"{name}-{seed}", work / "bundles" / f"{name}-{seed}"
-    kept = work / f"{name}-{seed}.json"
-    if kept.exists():
-        found: dict[str, Any] = json.loads(kept.read_text())
-        return found
     options = [*RECIPES[name].options.split(), *(["--seed", seed] if seed else [])]
-    took = work / f"{name}-{seed}.seconds"
-    if not took.exists():  # from start to finish, or not at all
+
+    def train() -> float:  # from start to finish, or not at all
         begun = time.perf_counter()
         command("lm-train", corpus, *options, "--out", run, "--force")
-        took.write_text(str(time.perf_counter() - begun))
-    seconds = float(took.read_text())
+        return time.perf_counter() - begun
+
+    seconds = measured_once(work / f"{name}-{seed}-seconds.json", train)
     command("lm-export", run, "--out", bundle, "--quantize", "int8", "--force")
     scores = {
         precision: json.loads(
@@ -68,25 +65,24 @@ def measure(name: str, seed: int, corpus: Path, work: Path) -> dict[str, Any]:
         )
         for precision in ("fp32", "int8")
     }
-    found = {
+    return {
         "seconds": seconds,
         "summary": json.loads((run / "summary.json").read_text()),
         "perplexities": {precision: score["perplexity"] for precision, score in scores.items()},
         "bytes": {path.name: path.stat().st_size for path in (bundle / "onnx").iterdir()},
-        "sample": command("lm-generate", bundle, "--max-tokens", 60, "--seed", 1),
+        "sample": sample(bundle),
         "records": [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()],
     }
-    kept.write_text(json.dumps(found))
-    return found
 
 
 def tutorial_seconds(work: Path) -> float:
     """How long the tutorial's loop takes for its two epochs, from its rate on this machine."""
-    kept = work / "training.json"
-    if not kept.exists():
+
+    def rates() -> dict[str, float]:
         call = [sys.executable, str(HERE / "training.py"), "--json"]
-        kept.write_text(subprocess.run(call, check=True, stdout=subprocess.PIPE, text=True).stdout)
-    rate: float = json.loads(kept.read_text())["the tutorial's loop"]
+        return json.loads(subprocess.run(call, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+    rate: float = measured_once(work / "training.json", rates)["the tutorial's loop"]
     return TUTORIAL_EPOCHS * TRAIN_TOKENS / rate
 
 
@@ -126,7 +122,10 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     tutorial = tutorial_seconds(work)
     figures = {
-        name: [measure(name, seed, corpus, work) for seed in range(recipe.seeds)]
+        name: [
+            measured_once(work / f"{name}-{seed}.json", measure, name, seed, corpus, work)
+            for seed in range(recipe.seeds)
+        ]
         for name, recipe in RECIPES.items()
     }
     draw(figures, tutorial, HERE / "recipes.png")
@@ -150,9 +149,7 @@ def main() -> None:
     for name, runs in figures.items():
         cells = []
         for precision in ("fp32", "int8"):
-            values = [run["perplexities"][precision] for run in runs]
-            spread = f" ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else ""
-            cells.append(f"{mean(values):.2f}{spread}")
+            cells.append(spread([run["perplexities"][precision] for run in runs], ".2f"))
         first = runs[0]
         sizes = " / ".join(f"{size / 1e6:.1f}" for size in sorted(first["bytes"].values(), reverse=True))
         seconds = mean(run["seconds"] for run in runs)
@@ -166,12 +163,8 @@ def main() -> None:
         "",
         "![Valid perplexity against the seconds of training](recipes.png)",
         "",
-        "## A sample of each",
-        "`lm-generate BUNDLE --max-tokens 60 --seed 1`, temperature 0.8, top-p 0.95:",
-        "",
+        *samples({name: runs[0]["sample"] for name, runs in figures.items()}),
     ]
-    for name, runs in figures.items():
-        page += [f"**{name}**", "```", runs[0]["sample"].strip("\n"), "```", ""]
     (HERE / "recipes.md").write_text("\n".join(page), encoding="utf-8")
     print(HERE / "recipes.md")
 

@@ -1,0 +1,60 @@
+"""What the benchmarks that keep their figures and write a page have in common."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from lm_runtime.files import write_text
+
+
+def command(name: str, *arguments: object) -> str:
+    """Run one of the project's commands; its progress is shown, its output returned."""
+    call = [str(Path(sys.executable).parent / name), *map(str, arguments)]
+    print("$", name, *arguments, file=sys.stderr, flush=True)
+    return subprocess.run(call, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def measured_once(path: Path, measure: Callable[..., Any], *arguments: object) -> Any:
+    """What ``measure`` returns for the arguments, kept as JSON: it is not called where the file is there."""
+    if not path.exists():
+        write_text(path, json.dumps(measure(*arguments)))
+    return json.loads(path.read_text())
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """The mean of the seeds' figures, and where there are several their range."""
+    if len(values) == 1:
+        return f"{values[0]:{form}}"
+    return f"{mean(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+
+
+def samples(texts: Mapping[str, str]) -> list[str]:
+    """Lines of a page: a text of each model, as ``sample`` generates it."""
+    lines = [
+        "## A sample of each",
+        "`lm-generate BUNDLE --max-tokens 60 --seed 1`, temperature 0.8, top-p 0.95:",
+        "",
+    ]
+    for name, text in texts.items():
+        lines += [f"**{name}**", "```", text.strip("\n"), "```", ""]
+    return lines
+
+
+def sample(bundle: Path) -> str:
+    """The beginning of what a model generates."""
+    return command("lm-generate", bundle, "--max-tokens", 60, "--seed", 1)
+
+
+def machine() -> str:
+    """The processor's name."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
+        if line.startswith("model name"):
+            return line.split(":")[1].strip()
+    return platform.machine()
