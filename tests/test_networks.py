@@ -213,3 +213,33 @@ def test_validation_carries_the_state_whatever_the_window(family: str) -> None:
         total -= float(torch.log_softmax(logits[0, 0], -1)[target])
         previous = target
     assert abs(total - negative_log_likelihood(model, IDS[:40], 0)) < 1e-3
+
+
+@pytest.mark.parametrize("family", NETWORKS)
+def test_scaled_weights_begin_with_the_frequencies_of_the_tokens(family: str) -> None:
+    """Whatever a new network has read, it predicts about what the text's own frequencies do."""
+    model = small_model(family)
+    log_frequencies = torch.from_numpy(np.log((np.arange(50) + 1) / 1275))
+    model.scale_weights(log_frequencies, torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        logits, _ = model(torch.from_numpy(IDS[None].astype(np.int64)), model.zero_state(1))
+    predicted = torch.log_softmax(logits[0].double(), -1)
+    divergence = (log_frequencies.exp() * (log_frequencies - predicted)).sum(-1)
+    assert divergence.max() < 0.1
+    uniform = (log_frequencies.exp() * (log_frequencies - np.log(1 / 50))).sum()
+    assert uniform > 0.15
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_scaled_weights_let_words_move_the_gates(tied: bool) -> None:
+    """By a standard deviation of 0.3, whatever size the embedding has; a projection is scaled too."""
+    config = ModelConfig(2000, 64, 256, 2, tied, "lstm", projection=64)
+    model = make_model(config, torch.Generator().manual_seed(0))
+    assert isinstance(model, RecurrentLM)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.scale_weights(torch.zeros(2000), torch.Generator().manual_seed(1))
+    moved = model.embedding.weight @ model.layers[0].get_parameter("weight_ih_l0").t()
+    assert moved.std().item() == pytest.approx(0.3, rel=0.05)
+    assert model.get_parameter("projection.weight").std().item() == pytest.approx(2 / 256**0.5, rel=0.05)
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {"layers.0.weight_ih_l0", "projection.weight", "head.bias"}

@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import SMALL, TINY, run_command
+from conftest import SMALL, TINY, family_options, run_command
 from lm_trainer import training
 from lm_trainer.checkpoint import load_checkpoint, restore_model
 from lm_trainer.config import TrainingConfig
@@ -143,6 +143,23 @@ def test_every_family_learns(tmp_path: Path, family: str) -> None:
     trainer = make_trainer(tmp_path, ids, family=family, lr=0.02, epochs=3)
     trainer.train(SILENT)
     assert trainer.progress.best_valid_loss < 0.2 < np.log(2) / 3
+
+
+@pytest.mark.parametrize("family", NETWORKS)
+def test_scaled_weights_are_at_the_unigram_perplexity_before_the_first_step(
+    tmp_path: Path, family: str
+) -> None:
+    """And torch's at the uniform one; a rate near 0 leaves them there."""
+    found = {}
+    for name in ("torch", "scaled"):
+        options = [TINY, *family_options(family), "--epochs", 1, "--lr", 1e-12]
+        run_command("lm-train", *options, "--initial-weights", name, "--out", name, cwd=tmp_path)
+        summary = json.loads((tmp_path / name / "summary.json").read_text())
+        found[name] = summary["valid"]["perplexity"]
+    baselines = summary["baselines"]
+    assert found["torch"] == pytest.approx(baselines["uniform"], rel=0.2)
+    assert found["scaled"] == pytest.approx(baselines["unigram"], rel=0.1)
+    assert baselines["unigram"] < 0.7 * baselines["uniform"]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -1,4 +1,4 @@
-"""What a model has to beat: the uniform and the unigram distribution over the same vocabulary."""
+"""What a model has to beat, or begins from: the unigram distribution over its vocabulary."""
 
 from __future__ import annotations
 
@@ -12,10 +12,15 @@ _PART = 1 << 22
 
 def unigram_perplexity(train: Ids, valid: Ids, vocab_size: int) -> float:
     """Perplexity on ``valid`` of the token frequencies of ``train``, one added to each count."""
-    seen = _counts(train, vocab_size) + 1
-    log_probability = np.log(seen / seen.sum())
     expected = _counts(valid, vocab_size)
-    return float(np.exp(-(expected * log_probability).sum() / expected.sum()))
+    return float(np.exp(-(expected * unigram(train, vocab_size)).sum() / expected.sum()))
+
+
+def unigram(train: Ids, vocab_size: int) -> NDArray[np.float64]:
+    """The logarithms ``(vocab,)`` of the tokens' frequencies, one added to each count."""
+    seen = _counts(train, vocab_size) + 1
+    log_probabilities: NDArray[np.float64] = np.log(seen / seen.sum())
+    return log_probabilities
 
 
 def _counts(ids: Ids, vocab_size: int) -> NDArray[np.int64]:

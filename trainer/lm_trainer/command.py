@@ -183,6 +183,9 @@ class _TrainCommand(Command):
 @click.option("--weight-drop", type=float, help="Probability of dropping a weight from state to state.")
 @click.option("--optimizer", type=click.Choice(["adam", "adamw", "sgd"]), help="How weights are updated.")
 @click.option("--lr", type=float, help="Learning rate.")
+@click.option(
+    "--initial-weights", type=click.Choice(["torch", "scaled"]), help="Of a new network: torch's, or better."
+)
 @click.option("--weight-decay", type=float, help="L2 penalty, decoupled with adamw.")
 @click.option(
     "--schedule", type=click.Choice(["constant", "cosine", "linear"]), help="How the learning rate falls."

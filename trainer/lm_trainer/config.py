@@ -185,6 +185,9 @@ class TrainingConfig:
     """fp32, or bf16: matrix products in bfloat16, weights and sums in float32."""
     patience: int = 0
     """Epochs without a better validation loss after which the run ends; 0 for never."""
+    initial_weights: str = "torch"
+    """torch: its layers' own. scaled: the first prediction is the tokens' frequencies in the training text,
+    and what a word's embedding does to the first layer is of the size that gates are sensitive to."""
     seed: int = 0
     """Of the weights and the dropout masks."""
 
@@ -199,6 +202,8 @@ class TrainingConfig:
         for name in ("weight_decay", "warmup_steps", "clip_norm", "clip_value", "patience"):
             _within(name, getattr(self, name), 0, 1e9)
         _within("seed", self.seed, 0, 1 << 62)
+        if self.initial_weights not in ("torch", "scaled"):
+            raise ValueError(f"initial_weights must be torch or scaled, got {self.initial_weights}")
         if self.precision not in ("fp32", "bf16"):
             raise ValueError(f"precision must be fp32 or bf16, got {self.precision}")
         for name in ("dropout", "dropout_input", "dropout_output", "dropout_words", "weight_drop"):

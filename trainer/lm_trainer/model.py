@@ -114,6 +114,16 @@ class LanguageModel(nn.Module, ABC):
             for tensor in self.states
         )
 
+    @torch.no_grad()
+    def scale_weights(self, log_frequencies: Tensor, generator: torch.Generator) -> None:
+        """Give a new network weights that it learns faster from than from torch's own.
+
+        Args:
+            log_frequencies: of the tokens, natural logarithms, ``(vocab,)``, which it begins to predict.
+            generator: draws weights (on the CPU).
+        """
+        self.head.bias.copy_(log_frequencies)
+
     @abstractmethod
     def read(self, token: Tensor, state: TorchState, noise: Noise = QUIET) -> tuple[Tensor, TorchState]:
         """Read ``token``.

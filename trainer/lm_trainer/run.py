@@ -24,7 +24,7 @@ from lm_runtime.files import UnusableFileError, folder_beside, holds_something, 
 from lm_runtime.generation import generate
 from lm_runtime.params import SamplingParams
 from lm_runtime.tokenizer import Tokenizer
-from lm_trainer.baselines import unigram_perplexity
+from lm_trainer.baselines import unigram, unigram_perplexity
 from lm_trainer.checkpoint import BEST, LAST, load_checkpoint, restore_config, restore_model
 from lm_trainer.config import FAMILIES, OPTIONS, ModelConfig, Preset, TokenizerConfig, TrainingConfig
 from lm_trainer.config_file import CONFIG, to_toml
@@ -211,8 +211,14 @@ def _prepare(
         facts["init"] = {"path": pretrained.path, "sha256": pretrained.sha256}
     _write_config(run, model_config, preset.training, facts)
     trainer = _trainer(run, model_config, preset.training, tokenizer, facts, device, math.inf, ALONE)
-    if pretrained and isinstance(trainer, Trainer):
-        trainer.model.load_state_dict(pretrained.weights)
+    if isinstance(trainer, Trainer):
+        if pretrained:
+            trainer.model.load_state_dict(pretrained.weights)
+        elif preset.training.initial_weights == "scaled":
+            train = files["train"].open(token_path(run / _TOKENS, "train"), verify=False)
+            frequencies = torch.from_numpy(unigram(train, tokenizer.vocab_size))
+            generator = torch.Generator().manual_seed(-1 - preset.training.seed)  # another one's numbers
+            trainer.model.scale_weights(frequencies, generator)
     trainer.save()
 
 
