@@ -3,13 +3,15 @@
     python tests/benchmarks/families.py PTB --work WORK
 
 PTB is a folder with the Penn Treebank's train.txt and valid.txt. Runs, bundles and figures are kept in WORK:
-broken off, the command goes on; run again, it makes the page of what is there. About an hour on two cores.
+broken off, the command goes on; run again, it makes the page of what is there. Two and a half hours on two
+cores.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import time
@@ -19,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from pages import command, machine, measured_once, sample, samples
+from pages import command, machine, measured_once, sample, samples, spread
 from torch import nn
 from torch.nn import functional as F
 
@@ -37,6 +39,8 @@ OPTIONS = {
     "gru": f"{NETWORK} --model gru",
     "lstm": f"{NETWORK} --model lstm",
 }
+SEEDS = 3
+"""Of each network, from 0."""
 COLORS = dict(zip(OPTIONS, ("tab:gray", "tab:green", "tab:orange", "tab:purple", "tab:blue"), strict=True))
 CLIPPING = ("", "--clip-norm 0.5", "--clip-value 0.5", "--clip-value 0.01", "--clip-value 0.001")
 OPTIMIZERS = ("--optimizer adam --lr 0.002", "--optimizer sgd --lr 20")
@@ -45,10 +49,16 @@ REACH = 100
 """How far back gradients are looked at, in tokens."""
 
 
-def measure(family: str, corpus: Path, work: Path) -> dict[str, Any]:
-    """Train, export, score, generate and time one family."""
-    run, bundle = work / "runs" / family, work / "bundles" / family
-    command("lm-train", corpus, *OPTIONS[family].split(), "--out", run, "--resume")
+def seeds(family: str) -> range:
+    """Those of its runs; n-grams are counted."""
+    return range(1 if family == "ngram" else SEEDS)
+
+
+def measure(family: str, seed: int, corpus: Path, work: Path) -> dict[str, Any]:
+    """Train, export, score, generate and time one run of a family."""
+    run, bundle = (work / part / f"{family}-{seed}" for part in ("runs", "bundles"))
+    options = [*OPTIONS[family].split(), *(["--seed", seed] if seed else [])]
+    command("lm-train", corpus, *options, "--out", run, "--resume")
     command("lm-export", run, "--out", bundle, "--force")
     score = json.loads(command("lm-score", bundle, corpus / "valid.txt", "--json"))
     bench = json.loads(command("lm-bench", bundle, "--batch", 1, "--json"))
@@ -63,13 +73,13 @@ def measure(family: str, corpus: Path, work: Path) -> dict[str, Any]:
     }
 
 
-def draw_time(figures: dict[str, dict[str, Any]], path: Path) -> None:
-    """Perplexity against the seconds of training."""
+def draw_time(figures: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Perplexity against the seconds of training, of the first seed."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    for family, found in figures.items():
-        steps = [record for record in found["records"] if record["event"] == "step"]
-        epochs = [record for record in found["records"] if record["event"] == "epoch"]
+    for family, (first, *_) in figures.items():
+        steps = [record for record in first["records"] if record["event"] == "step"]
+        epochs = [record for record in first["records"] if record["event"] == "epoch"]
         axes.loglog(
             [record["seconds"] for record in steps],
             [perplexity(record["loss"]) for record in steps],
@@ -118,7 +128,7 @@ def draw_reach(work: Path, path: Path) -> dict[str, dict[str, float]]:
     axes = figure.add_subplot()
     left: dict[str, dict[str, float]] = {}
     for family in ("rnn", "gru", "lstm"):
-        run = work / "runs" / family
+        run = work / "runs" / f"{family}-0"
         content = load_checkpoint(run)
         model, _ = restore_model(run, content)
         assert isinstance(model, RecurrentLM)
@@ -167,16 +177,19 @@ def clipping(corpus: Path, work: Path) -> list[tuple[str, list[str]]]:
         row = []
         for optimizer in OPTIMIZERS:
             name = f"{optimizer} {clip}".replace("--", "").replace(" ", "-").strip("-")
-            run = work / "clipping" / name
             options = f"--preset tutorial --epochs 1 --clip-norm 0 {optimizer} {clip} --resume".split()
-            try:
-                command("lm-train", part, *options, "--out", run)
-            except subprocess.CalledProcessError:  # the loss was no number any more
-                row.append("diverged")
-            else:
-                found = json.loads((run / "summary.json").read_text())
-                worse = found["valid"]["perplexity"] > found["baselines"]["uniform"]
-                row.append("worse than uniform" if worse else f"{found['valid']['perplexity']:.1f}")
+            found = []
+            for seed in range(SEEDS):
+                run = work / "clipping" / f"{name}-{seed}"
+                try:
+                    command("lm-train", part, *options, "--seed", seed, "--out", run)
+                except subprocess.CalledProcessError:  # the loss was no number any more
+                    found.append(math.inf)
+                else:
+                    summary = json.loads((run / "summary.json").read_text())
+                    value, uniform = summary["valid"]["perplexity"], summary["baselines"]["uniform"]
+                    found.append(value if value < uniform else math.inf)
+            row.append(spread(found, ".1f") if math.isfinite(max(found)) else "diverged")
         rows.append((clip.removeprefix("--").replace("-", " ") or "none", row))
     return rows
 
@@ -187,7 +200,7 @@ def interpolation(corpus: Path, work: Path) -> dict[str, Any]:
     halves = [work / "valid-1.txt", work / "valid-2.txt"]
     for half, part in zip(halves, (lines[: len(lines) // 2], lines[len(lines) // 2 :]), strict=True):
         half.write_text("".join(part), encoding="utf-8")
-    lstm, ngram = work / "bundles/lstm", work / "bundles/ngram"
+    lstm, ngram = (work / "bundles" / f"{family}-0" for family in ("lstm", "ngram"))
     both = json.loads(command("lm-score", lstm, halves[1], "--with", ngram, "--fit", halves[0], "--json"))
     alone = [json.loads(command("lm-score", bundle, halves[1], "--json")) for bundle in (lstm, ngram)]
     return {
@@ -205,7 +218,11 @@ def main() -> None:
     corpus, work = arguments.corpus.resolve(), arguments.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     figures = {
-        family: measured_once(work / f"{family}.json", measure, family, corpus, work) for family in OPTIONS
+        family: [
+            measured_once(work / f"{family}-{seed}.json", measure, family, seed, corpus, work)
+            for seed in seeds(family)
+        ]
+        for family in OPTIONS
     }
     draw_time(figures, HERE / "families_time.png")
     page = [
@@ -213,8 +230,8 @@ def main() -> None:
         "",
         "Written by `python tests/benchmarks/families.py PTB --work WORK`, `PTB` being a folder with the "
         "Penn Treebank's `train.txt` and `valid.txt` (929,589 and 73,760 tokens with `<eos>`, 10,000 types). "
-        f"Measured on {torch.get_num_threads()} cores ({machine()}), torch {torch.__version__}. One seed; "
-        "times are those of single runs on a machine that others use too.",
+        f"Measured on {torch.get_num_threads()} cores ({machine()}), torch {torch.__version__}. Networks "
+        f"with {SEEDS} seeds, mean and range; what follows the tables of figures is of the first.",
         "",
         "All by the same commands; networks have the tutorial's measures (embedding 128, hidden 1024, Adam, "
         "two epochs, after which the LSTM overfits), and nothing against overfitting: baselines, as the "
@@ -224,11 +241,18 @@ def main() -> None:
         "| family | options of `lm-train` | valid perplexity | parameters | training | bundle | tokens/s |",
         "|---|---|---:|---:|---:|---:|---:|",
     ]
-    for family, found in figures.items():
-        summary = found["summary"]
+    for family, runs in figures.items():
+        perplexities, seconds, rates = (
+            spread([run[name] for run in summaries], form)
+            for summaries, name, form in (
+                (runs, "perplexity", ".1f"),
+                ([run["summary"] for run in runs], "seconds", ",.0f"),
+                (runs, "rate", ",.0f"),
+            )
+        )
         page.append(
-            f"| {family} | `{OPTIONS[family]}` | {found['perplexity']:.1f} | {summary['parameters']:,} | "
-            f"{summary['seconds']:,.0f} s | {found['bytes'] / 1e6:.1f} MB | {found['rate']:,.0f} |"
+            f"| {family} | `{OPTIONS[family]}` | {perplexities} | {runs[0]['summary']['parameters']:,} | "
+            f"{seconds} s | {runs[0]['bytes'] / 1e6:.1f} MB | {rates} |"
         )
     pair = interpolation(corpus, work)
     lstm, ngram, both = pair["perplexities"]
@@ -241,7 +265,7 @@ def main() -> None:
         f"valid, scored on the second: LSTM {lstm:.1f}, n-gram {ngram:.1f}, both **{both:.1f}** (weight of "
         f"the n-gram {pair['weight']:.3f}).",
         "",
-        *samples({family: found["sample"] for family, found in figures.items()}),
+        *samples({family: runs[0]["sample"] for family, runs in figures.items()}),
     ]
     left = draw_reach(work, HERE / "families_reach.png")
     page += [
@@ -269,7 +293,7 @@ def main() -> None:
         "",
         "## Clipping by norm or by value",
         f"The tutorial's LSTM, one epoch of the first {CLIPPING_LINES[0]:,} lines, valid perplexity on "
-        f"{CLIPPING_LINES[1]} lines:",
+        f"{CLIPPING_LINES[1]} lines, {SEEDS} seeds:",
         "",
         "| clipping | " + " | ".join(f"`{optimizer}`" for optimizer in OPTIMIZERS) + " |",
         "|---|" + "---:|" * len(OPTIMIZERS),
