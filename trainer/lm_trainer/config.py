@@ -187,7 +187,7 @@ class TrainingConfig:
     """Epochs without a better validation loss after which the run ends; 0 for never."""
     initial_weights: str = "torch"
     """torch: its layers' own. scaled: the first prediction is the tokens' frequencies in the training text,
-    and what a word's embedding does to the first layer is of the size that gates are sensitive to."""
+    and a tied embedding is large enough to move the gates."""
     seed: int = 0
     """Of the weights and the dropout masks."""
 

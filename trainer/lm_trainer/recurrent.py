@@ -46,7 +46,7 @@ CELLS = {
 """The cell of each recurrent family."""
 
 
-_GATE_SPREAD, _PROJECTION_SCALE = 0.3, 2.0
+_TIED_BOUND = 0.1
 
 
 class RecurrentLM(LanguageModel):
@@ -90,20 +90,13 @@ class RecurrentLM(LanguageModel):
     def scale_weights(self, log_frequencies: Tensor, generator: torch.Generator) -> None:
         """As :meth:`LanguageModel.scale_weights`.
 
-        A tied embedding begins as small as the output layer, so that by torch's own weights words hardly
-        move the gates, and it takes half an epoch until they do. Here what they add to a gate has a standard
-        deviation of 0.3 (after Glorot and Bengio 2010: a layer keeps the size of what it reads), and a
-        projection makes up for a state that is well below 1.
+        A tied embedding begins as small as the output layer, and hardly moves the gates of a wide layer: here
+        it begins between -0.1 and 0.1, as that of Merity et al. 2018.
         """
         super().scale_weights(log_frequencies, generator)
-        config = self.config
-        w_input = self.layers[0].get_parameter("weight_ih_l0")
-        spread = float(self.embedding.weight.std()) * math.sqrt(config.embedding_dim)
-        w_input.copy_(torch.randn(w_input.shape, generator=generator) * (_GATE_SPREAD / spread))
-        if isinstance(self.projection, nn.Linear):
-            weight = self.projection.weight
-            scale = _PROJECTION_SCALE / math.sqrt(config.hidden_size)
-            weight.copy_(torch.randn(weight.shape, generator=generator) * scale)
+        if self.config.tied:
+            weight = self.embedding.weight
+            weight.copy_((2 * torch.rand(weight.shape, generator=generator) - 1) * _TIED_BOUND)
 
     def read(self, token: Tensor, state: TorchState, noise: Noise = QUIET) -> tuple[Tensor, TorchState]:
         """As :meth:`LanguageModel.read`."""
