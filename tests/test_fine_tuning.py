@@ -86,7 +86,7 @@ def test_a_run_says_what_it_began_from(invoke: Invoke, tmp_path: Path, small_run
         assert load_checkpoint(tmp_path / "run" / name)["init"] == {"path": "begin.pt", "sha256": sha256}
     settings = read_config(tmp_path / "run/config.toml")
     assert settings["init"] == "begin.pt"
-    assert not {"model", "hidden_size", "tokenizer", "vocab_size"} & settings.keys()
+    assert not {"model", "hidden_size", "tokenizer", "vocab_size", "initial_weights"} & settings.keys()
     assert invoke(lm_train, "--config", "run/config.toml", "--out", "again")[0] == 0
     assert same_weights(tmp_path / "run", tmp_path / "again")
 
@@ -135,6 +135,7 @@ def test_an_interrupted_run_goes_on_without_the_checkpoint_to_the_same_bits(
         ["--tokenizer", "word"],
         ["--vocab-size", 180],
         ["--min-frequency", 2],
+        ["--initial-weights", "scaled"],
     ],
 )
 def test_the_network_and_the_vocabulary_are_the_checkpoint_s(

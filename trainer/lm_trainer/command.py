@@ -346,9 +346,10 @@ def _by_fields(settings: dict[str, Any]) -> dict[str, Any]:
         if option in given:
             given[name] = given.pop(option)
     if "init" in given:
-        for field in (*dataclasses.fields(TokenizerConfig), *dataclasses.fields(ModelConfig)):
-            if field.name in given:
-                option = OPTIONS.get(field.name, field.name).replace("_", "-")
+        fields = (*dataclasses.fields(TokenizerConfig), *dataclasses.fields(ModelConfig))
+        for name in (*(field.name for field in fields), "initial_weights"):
+            if name in given:
+                option = OPTIONS.get(name, name).replace("_", "-")
                 raise click.UsageError(f"--init gives the network and its vocabulary; leave out --{option}")
     return given
 

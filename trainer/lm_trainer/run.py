@@ -227,8 +227,10 @@ def _write_config(
 ) -> None:
     """Write what repeats the run: each setting that its family, or its checkpoint, leaves open."""
     settings = {"corpus": facts["corpus"]["argument"]}
+    recipe = dataclasses.asdict(config)
     if "init" in facts:
         settings["init"] = facts["init"]["path"]
+        del recipe["initial_weights"]
     else:
         tokenizer = TokenizerConfig(**facts["tokenizer_config"])
         settings |= {"tokenizer": tokenizer.tokenizer} if tokenizer.is_file else dataclasses.asdict(tokenizer)
@@ -236,7 +238,7 @@ def _write_config(
         measures = dataclasses.asdict(model_config).items()
         settings |= {name: value for name, value in measures if name not in closed}
     if model_config.model_type != NGRAM_TYPE:
-        settings |= {**dataclasses.asdict(config), "device": facts["device"]}
+        settings |= {**recipe, "device": facts["device"]}
     write_text(run / CONFIG, to_toml({OPTIONS.get(name, name): value for name, value in settings.items()}))
 
 
