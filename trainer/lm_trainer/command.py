@@ -184,7 +184,9 @@ class _TrainCommand(Command):
 @click.option("--optimizer", type=click.Choice(["adam", "adamw", "sgd"]), help="How weights are updated.")
 @click.option("--lr", type=float, help="Learning rate.")
 @click.option(
-    "--initial-weights", type=click.Choice(["torch", "scaled"]), help="Of a new network: torch's, or better."
+    "--initial-weights",
+    type=click.Choice(["torch", "scaled"]),
+    help="Of a new network: torch's own, or such that it learns sooner.",
 )
 @click.option("--weight-decay", type=float, help="L2 penalty, decoupled with adamw.")
 @click.option(

@@ -116,7 +116,7 @@ class LanguageModel(nn.Module, ABC):
 
     @torch.no_grad()
     def scale_weights(self, log_frequencies: Tensor, generator: torch.Generator) -> None:
-        """Give a new network weights that it learns faster from than from torch's own.
+        """Give a new network other weights than torch's own, from which it learns sooner.
 
         Args:
             log_frequencies: of the tokens, natural logarithms, ``(vocab,)``, which it begins to predict.
