@@ -152,3 +152,31 @@ def test_a_disk_that_is_full_ends_both(tmp_path: Path) -> None:
     [line] = complaints(result.stderr)
     assert "File too large" in line
     assert (tmp_path / "run/last.pt").read_bytes() == before
+
+
+THREADS = """
+import sys
+from pathlib import Path
+
+import torch
+
+from lm_trainer.processes import Processes
+
+processes = Processes.join(torch.device("cpu"))
+parameter = torch.nn.Parameter(torch.ones(3))
+optimizer = torch.optim.Adam([parameter])
+parameter.grad = torch.ones(3)
+optimizer.step()
+processes.sum([parameter.grad])
+processes.leave()
+names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+if any("gloo" in name for name in names):
+    sys.exit(f"threads are left: {names}")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are listed in /proc")
+def test_who_has_left_has_no_threads_that_could_abort_it(tmp_path: Path) -> None:
+    """What torch imports with the first step would keep them."""
+    (tmp_path / "script.py").write_text(THREADS, encoding="utf-8")
+    run_command("torchrun", "--nproc-per-node", 2, "script.py", cwd=tmp_path)

@@ -6,6 +6,7 @@ Each has the whole model and some columns of the batch. Knows nothing about mode
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -51,6 +52,9 @@ class Processes:
         """
         if not started_together():
             return ALONE
+        # Its functions keep the group that is there when they are imported, as torch's optimizers do: the
+        # group's threads would outlive destroy_process_group, and may abort a process that is ending.
+        importlib.import_module("torch.distributed.nn.functional")
         backend = "gloo"
         if device.type == "cuda":
             local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
