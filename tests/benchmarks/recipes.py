@@ -42,6 +42,11 @@ class Recipe:
 
 RECIPES = {
     "tutorial": Recipe("--preset tutorial --epochs 2", "tab:gray", seeds=3),
+    "tenth": Recipe(
+        "--preset quick --epochs 1 --dropout 0 --hidden-size 400 --embedding-dim 200 --projection 200 --lr 0.006",
+        "tab:green",
+        seeds=3,
+    ),
     "quick": Recipe("--preset quick", "tab:orange", seeds=3),
     "word": Recipe("--preset word", "tab:blue"),
 }
