@@ -43,7 +43,8 @@ class Recipe:
 RECIPES = {
     "tutorial": Recipe("--preset tutorial --epochs 2", "tab:gray", seeds=3),
     "tenth": Recipe(
-        "--preset quick --epochs 1 --dropout 0 --hidden-size 400 --embedding-dim 200 --projection 200 --lr 0.006",
+        "--preset quick --epochs 1 --dropout 0 --hidden-size 400 --embedding-dim 200 --projection 200 "
+        "--lr 0.006",
         "tab:green",
         seeds=3,
     ),
