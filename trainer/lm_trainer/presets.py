@@ -100,6 +100,7 @@ PRESETS = {
             weight_drop=0.5,
             optimizer="adamw",
             lr=0.003,
+            initial_weights="scaled",
             weight_decay=0.01,
             schedule="cosine",
             warmup_steps=500,
