@@ -121,6 +121,35 @@ def test_resuming_takes_the_file_as_given(invoke: Invoke, tmp_path: Path, small_
     assert invoke(lm_train, *written, "--epochs", 4)[0] == 0
     before = read_config(small_run / "config.toml")
     assert read_config(tmp_path / "run/config.toml") == {**before, "epochs": 4}
+    assert load_checkpoint(tmp_path / "run/last.pt")["training_config"]["epochs"] == 4
+
+
+def test_a_run_keeps_its_length_unless_another_is_given(
+    invoke: Invoke, tmp_path: Path, small_run: Path
+) -> None:
+    shutil.copytree(small_run, tmp_path / "run")
+    begun = [TINY, *SMALL, "--out", "run"]
+    code, _, err = invoke(lm_train, *begun, "--preset", "small", "--resume")  # which has four epochs
+    assert code == 0
+    assert "complete: nothing to do" in err
+    before = tree(tmp_path / "run"), (tmp_path / "run/config.toml").read_bytes()
+    code, _, err = invoke(lm_train, *begun, "--resume", "--epochs", 2)
+    assert (code, one_line(err)) == (2, "lm-train: 3 epochs are trained or begun, which cannot become 2")
+    assert (tree(tmp_path / "run"), (tmp_path / "run/config.toml").read_bytes()) == before
+
+
+def test_a_run_is_repeated_from_another_folder(
+    invoke: Invoke, tmp_path: Path, small_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(small_run / "tokenizer.json", tmp_path)
+    options = [TINY, "--tokenizer", "tokenizer.json", *SMALL[4:], "--epochs", 1, "--out", "run"]
+    assert invoke(lm_train, *options)[0] == 0
+    assert invoke(lm_train, *options, "--resume")[0] == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert invoke(lm_train, "--config", "../run/config.toml", "--out", "run")[0] == 0
+    weights, again = (load_checkpoint(path / "last.pt")["model"] for path in (tmp_path / "run", Path("run")))
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
 
 
 def test_a_given_tokenizer_is_in_the_file_without_limits_of_its_own(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import http.server
@@ -138,6 +139,27 @@ def test_a_known_corpus_is_fetched_once_and_checked(
         assert (folder / f"{split}.txt").read_bytes() == (TINY / f"{split}.txt").read_bytes()
     monkeypatch.setitem(datasets.DATASETS, "ptb", served("http://127.0.0.1:9", digest, archive))
     assert fetch("ptb", tmp_path / "data") == folder
+
+
+def test_a_text_that_was_not_unpacked_whole_is_unpacked_again(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = sha256_of(tmp_path / "served/tiny.zip")
+    monkeypatch.setitem(datasets.DATASETS, "ptb", served(server, digest, True))
+
+    def fill_disk(source: zipfile.ZipExtFile, length: int = -1) -> bytes:
+        if source.tell():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return read(source, 100)
+
+    read = zipfile.ZipExtFile.read
+    with monkeypatch.context() as patch:
+        patch.setattr(zipfile.ZipExtFile, "read", fill_disk)
+        with pytest.raises(OSError, match="No space left"):
+            fetch("ptb", tmp_path / "data")
+    folder = fetch("ptb", tmp_path / "data")
+    for split in SPLITS:
+        assert (folder / f"{split}.txt").read_bytes() == (TINY / f"{split}.txt").read_bytes()
 
 
 def test_a_download_with_another_checksum_is_refused(

@@ -82,10 +82,11 @@ def test_a_run_says_what_it_began_from(invoke: Invoke, tmp_path: Path, small_run
     shutil.copy(small_run / "best.pt", tmp_path / "begin.pt")
     assert invoke(lm_train, corpus, "--init", "begin.pt", *TRAINING, "--epochs", 1, "--out", "run")[0] == 0
     sha256 = hashlib.sha256((small_run / "best.pt").read_bytes()).hexdigest()
+    path = str(tmp_path / "begin.pt")
     for name in ("last.pt", "best.pt"):
-        assert load_checkpoint(tmp_path / "run" / name)["init"] == {"path": "begin.pt", "sha256": sha256}
+        assert load_checkpoint(tmp_path / "run" / name)["init"] == {"path": path, "sha256": sha256}
     settings = read_config(tmp_path / "run/config.toml")
-    assert settings["init"] == "begin.pt"
+    assert settings["init"] == path
     assert not {"model", "hidden_size", "tokenizer", "vocab_size", "initial_weights"} & settings.keys()
     assert invoke(lm_train, "--config", "run/config.toml", "--out", "again")[0] == 0
     assert same_weights(tmp_path / "run", tmp_path / "again")
@@ -113,11 +114,9 @@ def test_an_interrupted_run_goes_on_without_the_checkpoint_to_the_same_bits(
     assert same_weights(tmp_path / "whole/last.pt", tmp_path / "run/last.pt")
     assert valid_losses(tmp_path / "whole") == valid_losses(tmp_path / "run")
     assert len(valid_losses(tmp_path / "run")) == 3
+    own = f"--resume goes on with the run's own settings: init is {tmp_path / 'begin.pt'}"
     code, _, err = invoke(lm_train, "--init", "other.pt", "--out", "run", "--resume")
-    assert (code, one_line(err)) == (
-        2,
-        "lm-train: --resume goes on with the run's own settings: init is begin.pt, not other.pt",
-    )
+    assert (code, one_line(err)) == (2, f"lm-train: {own}, not other.pt")
 
 
 @pytest.mark.parametrize(

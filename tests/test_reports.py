@@ -219,6 +219,9 @@ def test_events_of_a_run_that_had_none_begin_with_its_metrics(invoke: Invoke, tm
     check_events(tmp_path / "run")
     assert invoke(lm_train, *options, "--epochs", 1, "--force")[0] == 0
     assert not (tmp_path / "run/tensorboard").exists()
+    for _ in range(2):  # they are written once
+        assert invoke(lm_train, "--out", "run", "--resume", "--tensorboard")[0] == 0
+        check_events(tmp_path / "run")
 
 
 def test_events_of_an_ngram_model(invoke: Invoke, tmp_path: Path) -> None:

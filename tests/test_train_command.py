@@ -215,9 +215,9 @@ def test_a_loss_that_is_no_number(invoke: Invoke, tmp_path: Path) -> None:
     code, _, err = invoke(lm_train, TINY, *SMALL, "--optimizer", "sgd", "--lr", "1e38", "--out", "run")
     assert code == 1
     assert "the loss became" in one_line(err)
-    assert "try a lower --lr" in one_line(err)
-    assert "The last good state is run/last.pt" in one_line(err)
-    assert invoke(lm_export, "run/last.pt", "--out", "bundle")[0] == 0  # the weights of the beginning
+    assert "begin again with a lower --lr" in one_line(err)
+    assert "the last good state is run/last.pt, which --init takes" in one_line(err)
+    assert invoke(lm_train, TINY, "--init", "run/last.pt", "--epochs", 1, "--out", "other")[0] == 0
 
 
 def test_a_folder_that_holds_something_is_left_alone(invoke: Invoke, tmp_path: Path) -> None:
@@ -275,6 +275,28 @@ def test_force_replaces_the_run_and_nothing_else(invoke: Invoke, tmp_path: Path)
     assert invoke(lm_train, TINY, "--out", "run", "--epochs", 1, *SMALL, "--force")[0] == 0
     assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
     assert (tmp_path / "run" / "best.pt").stat().st_mtime_ns > before
+
+
+def test_a_link_to_a_folder_on_another_disk_stays_one(invoke: Invoke, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run").symlink_to("disk/run")
+    for options in ([], ["--force"]):
+        assert invoke(lm_train, TINY, "--out", "run", "--epochs", 1, *SMALL, *options)[0] == 0
+        assert (tmp_path / "run").is_symlink()
+        assert (tmp_path / "disk/run/best.pt").is_file()
+
+
+def test_a_mounted_disk_is_refused_before_any_work(invoke: Invoke, tmp_path: Path) -> None:
+    code, _, err = invoke(lm_train, TINY, *SMALL, "--out", "/proc")
+    assert (code, one_line(err)) == (2, "lm-train: /proc is where a disk is mounted; name a folder in it")
+
+
+def test_a_run_that_would_hide_its_corpus_is_refused(invoke: Invoke, tmp_path: Path) -> None:
+    """The name would mean the run's folder from then on."""
+    code, _, err = invoke(lm_train, "ptb", "--out", "ptb")
+    assert code == 2
+    assert one_line(err) == "lm-train: --out ptb is the corpus's own name; name another folder"
+    assert not tree(tmp_path)
 
 
 @pytest.mark.parametrize("command", [lm_train, lm_export], ids=["lm-train", "lm-export"])

@@ -14,6 +14,7 @@ other, with --seeds seeds each, on a quiet machine. Figures are kept in WORK: ru
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import time
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pages import command, measured_once, spread
+from pages import command, measured_once, recipe, spread
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -109,7 +110,7 @@ def transformer_bits(model: Transformer, text: Tensor) -> float:
 def measure_preset(work: Path, options: list[str], seed: int) -> dict[str, Any]:
     """Train, export and score on the parts of the text in ``work``."""
     run, bundle = work / f"run-{seed}", work / f"bundle-{seed}"
-    command("lm-train", work, "--preset", "char", *options, "--seed", seed, "--out", run, "--resume")
+    command("lm-train", work, *options, "--seed", seed, "--out", run, "--resume")
     command("lm-export", run, "--out", bundle, "--force")
     score = json.loads(command("lm-score", bundle, work / "test.txt", "--json"))
     summary = json.loads((run / "summary.json").read_text())
@@ -155,13 +156,21 @@ def main() -> None:
     parts = {"train": text[:first], "valid": text[first:second], "test": text[second:]}
     for name, part in parts.items():
         (work / f"{name}.txt").write_text(part, encoding="utf-8")
+    options = f"--preset char {arguments.options}"
+    settings = {"text": hashlib.sha256(text.encode()).hexdigest(), **recipe(options)}
     figures: dict[str, list[dict[str, Any]]] = {"preset char": [], "transformer": []}
     for seed in range(arguments.seeds):
         ours = measured_once(
-            work / f"preset-{seed}.json", measure_preset, work, arguments.options.split(), seed
+            work / f"preset-{seed}.json", settings, measure_preset, work, options.split(), seed
         )
         theirs = measured_once(
-            work / f"transformer-{seed}.json", measure_transformer, text, parts, ours["seconds"], seed
+            work / f"transformer-{seed}.json",
+            settings,
+            measure_transformer,
+            text,
+            parts,
+            ours["seconds"],
+            seed,
         )
         for runs, found in zip(figures.values(), (ours, theirs), strict=True):
             runs.append(found)

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from pages import command, machine, measured_once, sample, samples, spread
+from pages import command, machine, measured_once, recipe, sample, samples, spread
 from torch import nn
 from torch.nn import functional as F
 
@@ -183,13 +183,16 @@ def clipping(corpus: Path, work: Path) -> list[tuple[str, list[str]]]:
                 run = work / "clipping" / f"{name}-{seed}"
                 try:
                     command("lm-train", part, *options, "--seed", seed, "--out", run)
-                except subprocess.CalledProcessError:  # the loss was no number any more
+                except subprocess.CalledProcessError as error:
+                    if error.returncode != 1:  # which says that the loss was no number any more
+                        raise
                     found.append(math.inf)
                 else:
                     summary = json.loads((run / "summary.json").read_text())
                     value, uniform = summary["valid"]["perplexity"], summary["baselines"]["uniform"]
                     found.append(value if value < uniform else math.inf)
-            row.append(spread(found, ".1f") if math.isfinite(max(found)) else "diverged")
+            lost = sum(math.isinf(value) for value in found)
+            row.append(f"diverged ({lost} of {SEEDS})" if lost else spread(found, ".1f"))
         rows.append((clip.removeprefix("--").replace("-", " ") or "none", row))
     return rows
 
@@ -219,10 +222,12 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     figures = {
         family: [
-            measured_once(work / f"{family}-{seed}.json", measure, family, seed, corpus, work)
+            measured_once(
+                work / f"{family}-{seed}.json", recipe(options), measure, family, seed, corpus, work
+            )
             for seed in seeds(family)
         ]
-        for family in OPTIONS
+        for family, options in OPTIONS.items()
     }
     draw_time(figures, HERE / "families_time.png")
     page = [
@@ -282,7 +287,7 @@ def main() -> None:
         f"| {name} | " + " | ".join(f"{value:.1e}" for value in shares.values()) + " |"
         for name, shares in left.items()
     ]
-    layers = measured_once(work / "layouts.json", layouts)
+    layers = measured_once(work / "layouts.json", {}, layouts)
     page += [
         "",
         "## Batch first or time first",

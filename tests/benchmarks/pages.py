@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import platform
 import subprocess
@@ -12,6 +13,7 @@ from statistics import mean
 from typing import Any
 
 from lm_runtime.files import write_text
+from lm_trainer.presets import PRESETS
 
 
 def command(name: str, *arguments: object) -> str:
@@ -21,11 +23,24 @@ def command(name: str, *arguments: object) -> str:
     return subprocess.run(call, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-def measured_once(path: Path, measure: Callable[..., Any], *arguments: object) -> Any:
-    """What ``measure`` returns for the arguments, kept as JSON: it is not called where the file is there."""
+def measured_once(
+    path: Path, settings: Mapping[str, Any], measure: Callable[..., Any], *arguments: object
+) -> Any:
+    """What ``measure`` returns for the arguments, kept as JSON: it is not called where the file is there.
+
+    Figures of other settings than these end the benchmark.
+    """
     if not path.exists():
-        write_text(path, json.dumps(measure(*arguments)))
-    return json.loads(path.read_text())
+        write_text(path, json.dumps({"settings": settings, "figures": measure(*arguments)}))
+    kept = json.loads(path.read_text())
+    if kept["settings"] != json.loads(json.dumps(settings)):  # which knows no tuples
+        sys.exit(f"{path}: figures of other settings; they are measured anew in another folder")
+    return kept["figures"]
+
+
+def recipe(options: str) -> dict[str, Any]:
+    """The settings of a run with the options for lm-train, of which ``--preset`` is the first."""
+    return {"options": options, "preset": dataclasses.asdict(PRESETS[options.split()[1]])}
 
 
 def spread(values: Sequence[float], form: str) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from pages import command, machine, measured_once, sample, samples, spread
+from pages import command, machine, measured_once, recipe, sample, samples, spread
 
 HERE = Path(__file__).resolve().parent
 TRAIN_TOKENS, TUTORIAL_EPOCHS, TUTORIAL_BEST = 929_589, 2, 134.1
@@ -63,7 +63,7 @@ def measure(name: str, seed: int, corpus: Path, work: Path) -> dict[str, Any]:
         command("lm-train", corpus, *options, "--out", run, "--force")
         return time.perf_counter() - begun
 
-    seconds = measured_once(work / f"{name}-{seed}-seconds.json", train)
+    seconds = measured_once(work / f"{name}-{seed}-seconds.json", recipe(RECIPES[name].options), train)
     command("lm-export", run, "--out", bundle, "--quantize", "int8", "--force")
     scores = {
         precision: json.loads(
@@ -88,7 +88,7 @@ def tutorial_seconds(work: Path) -> float:
         call = [sys.executable, str(HERE / "training.py"), "--json"]
         return json.loads(subprocess.run(call, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
-    rate: float = measured_once(work / "training.json", rates)["the tutorial's loop"]
+    rate: float = measured_once(work / "training.json", {}, rates)["the tutorial's loop"]
     return TUTORIAL_EPOCHS * TRAIN_TOKENS / rate
 
 
@@ -129,10 +129,12 @@ def main() -> None:
     tutorial = tutorial_seconds(work)
     figures = {
         name: [
-            measured_once(work / f"{name}-{seed}.json", measure, name, seed, corpus, work)
-            for seed in range(recipe.seeds)
+            measured_once(
+                work / f"{name}-{seed}.json", recipe(row.options), measure, name, seed, corpus, work
+            )
+            for seed in range(row.seeds)
         ]
-        for name, recipe in RECIPES.items()
+        for name, row in RECIPES.items()
     }
     draw(figures, tutorial, HERE / "recipes.png")
     page = [

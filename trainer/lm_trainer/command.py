@@ -198,7 +198,7 @@ class _TrainCommand(Command):
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "bf16"]),
-    help="Of matrix products; bf16 where the processor has it, if not given.",
+    help="Of matrix products; bf16 where the processor has it and layers are 512 wide or more, if not given.",
 )
 @click.option("--seed", type=int, help="The same seed gives the same run on the same machine.")
 @click.option(
@@ -269,6 +269,7 @@ def main(
     with imports():
         from lm_trainer import run, trial
         from lm_trainer.checkpoint import BEST
+        from lm_trainer.metrics import EVENTS
         from lm_trainer.pretrained import read_pretrained
         from lm_trainer.processes import Processes
 
@@ -313,9 +314,10 @@ def main(
         main.check_interrupted()
     resuming = bool(processes.from_first(resuming)[0])  # which comes once there is a run
     if resuming and _was_given("preset"):
-        # Presets leave the precision to the machine.
+        # Presets leave the precision to the machine, and the run's length to the run.
         own = recipe.settings if init is None else dataclasses.asdict(recipe.training)
-        given = {name: value for name, value in own.items() if name != "precision"} | given
+        left = ("precision", "epochs", "patience")
+        given = {name: value for name, value in own.items() if name not in left} | given
     trainer = run.resume(
         out,
         corpus if resuming and _was_given("corpus") else None,
@@ -326,7 +328,7 @@ def main(
         tell,
     )
     summary = run.read_summary(out) if trainer.complete and processes.is_first else None
-    watched = tensorboard and processes.is_first and summary is None
+    watched = tensorboard and processes.is_first and not (trainer.complete and (out / EVENTS).exists())
     with _events(trainer, out) if watched else nullcontext():
         if not trainer.complete:
             _train(trainer, out, processes)

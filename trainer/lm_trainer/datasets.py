@@ -5,10 +5,12 @@ What a person has put into the folder is used and not fetched again.
 
 from __future__ import annotations
 
+import shutil
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from lm_runtime.files import UnusableFileError
+from lm_runtime.files import UnusableFileError, write_whole
 
 
 @dataclass(frozen=True)
@@ -92,12 +94,9 @@ def fetch(name: str, data: Path) -> Path:
 def _download(name: str, download: Download, folder: Path) -> None:
     import pooch  # here, because a corpus on disk needs no network
 
-    processor = pooch.Unzip(members=[member for member, _ in download.members]) if download.members else None
     pooch.get_logger().setLevel("WARNING")
     try:
-        paths = pooch.retrieve(
-            download.url, download.digest, fname=download.name, path=folder, processor=processor
-        )
+        path = pooch.retrieve(download.url, download.digest, fname=download.name, path=folder)
     except (OSError, ValueError) as error:
         files = " and ".join(result for result in download.results)
         raise UnusableFileError(
@@ -105,6 +104,8 @@ def _download(name: str, download: Download, folder: Path) -> None:
             f"{name} could not be fetched from {download.url} ({type(error).__name__}); "
             f"put {files} into {folder} and run the command again",
         ) from None
-    for member, result in download.members:
-        unzipped = next(Path(path) for path in paths if Path(path).as_posix().endswith(member))
-        unzipped.replace(folder / result)
+    if download.members:
+        with zipfile.ZipFile(path) as archive:
+            for member, result in download.members:
+                with archive.open(member) as source, write_whole(folder / result) as target:
+                    shutil.copyfileobj(source, target)

@@ -21,7 +21,7 @@ class Pretrained:
     """A trained network and its vocabulary."""
 
     path: str
-    """The checkpoint, as it was named."""
+    """The checkpoint or the run's folder, from the root on."""
     sha256: str
     """Of its file."""
     config: ModelConfig
@@ -62,4 +62,6 @@ def read_pretrained(argument: str) -> Pretrained:
         tokenizer_config = TokenizerConfig(**content["tokenizer_config"])
     except (TypeError, ValueError) as error:
         raise UnusableFileError(path, f"damaged: {error}") from None
-    return Pretrained(argument, sha256, model.config, model.state_dict(), tokenizer, tokenizer_config)
+    return Pretrained(
+        str(Path(argument).resolve()), sha256, model.config, model.state_dict(), tokenizer, tokenizer_config
+    )

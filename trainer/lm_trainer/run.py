@@ -49,6 +49,7 @@ _FACTS = ("corpus", "tokenizer", "tokenizer_config", "held_out", "threads", "pro
 _FILES = (CONFIG, LAST, BEST, TOKENIZER, METRICS, CURVE, SAMPLE, REPORT, SUMMARY)
 _FOLDERS = (_TOKENS, EVENTS)
 _LENGTH = ("epochs", "patience")
+_PATHS = ("corpus", "init", "tokenizer")
 
 Tell = Callable[[str], None]
 
@@ -116,6 +117,11 @@ def start(
         ValueError, UnusableFileError: the corpus or the settings cannot be used; one line says why.
     """
     _check_processes(processes, preset.model["model_type"], preset.training)
+    place = run.resolve()  # a link to a folder stays one
+    if place.is_mount():
+        raise ValueError(f"{run} is where a disk is mounted; name a folder in it")
+    if place == Path(corpus_argument).resolve():
+        raise ValueError(f"--out {run} is the corpus's own name; name another folder")
     if holds_something(run) and not (replace and is_run(run)):
         raise ValueError(
             f"{run} holds something that is not a run; --force replaces only a run"
@@ -125,20 +131,20 @@ def start(
         )
     if resuming:
         tell(f"no run in {run} yet: starting")
-    with folder_beside(run) as partial:
+    with folder_beside(place) as partial:
         _prepare(partial, corpus_argument, preset, pretrained, device, processes, tell)
-        if not holds_something(run):
-            if run.exists():
-                run.rmdir()
-            partial.rename(run)
+        if not holds_something(place):
+            if place.exists():
+                place.rmdir()
+            partial.rename(place)
             return
         # The checkpoint first: the folder stays a run, which --force may replace again.
-        (partial / LAST).replace(run / LAST)
+        (partial / LAST).replace(place / LAST)
         for name in (*_FILES, *_FOLDERS):
             if name != LAST:
-                _remove(run / name)
+                _remove(place / name)
         for entry in partial.iterdir():
-            entry.rename(run / entry.name)
+            entry.rename(place / entry.name)
 
 
 def _remove(path: Path) -> None:
@@ -201,7 +207,7 @@ def _prepare(
             "splits": {name: file.to_dict() for name, file in files.items()},
         },
         "tokenizer": tokenizer.json_text,
-        "tokenizer_config": dataclasses.asdict(preset.tokenizer),
+        "tokenizer_config": _with_whole_path(preset.tokenizer),
         "held_out": torch.from_numpy(valid[:_HELD_OUT_TOKENS].astype("int64")),
         "threads": torch.get_num_threads(),
         "processes": processes,
@@ -242,10 +248,15 @@ def _write_config(
     write_text(run / CONFIG, to_toml({OPTIONS.get(name, name): value for name, value in settings.items()}))
 
 
-def _resolved(corpus_argument: str) -> str:
-    """The same for every way to write the same path."""
-    path = Path(corpus_argument)
-    return str(path.resolve()) if path.exists() else corpus_argument
+def _resolved(argument: str) -> str:
+    """A path from the root on, so that it is the same from everywhere; a name as it is."""
+    path = Path(argument)
+    return str(path.resolve()) if path.exists() else argument
+
+
+def _with_whole_path(config: TokenizerConfig) -> dict[str, Any]:
+    settings = dataclasses.asdict(config)
+    return {**settings, "tokenizer": _resolved(config.tokenizer)} if config.is_file else settings
 
 
 def resume(
@@ -263,7 +274,7 @@ def resume(
         run: its folder.
         corpus_argument: the corpus, if it was named again; it must be the run's.
         given: settings by their field's name, as for a new run. Only ``epochs`` and ``patience`` may differ
-            from the run's.
+            from the run's: there may be more epochs, or fewer of those that have not begun.
         device: where to go on.
         checkpoint_seconds: as for :class:`lm_trainer.training.Trainer`.
         processes: as there.
@@ -286,11 +297,12 @@ def resume(
     own["vocab_size"] = content["tokenizer_config"]["vocab_size"]  # what was asked for
     own["corpus"] = content["corpus"]["argument"]
     own["init"] = content["init"]["path"] if "init" in content else None
-    wanted = given if corpus_argument is None else {**given, "corpus": _resolved(corpus_argument)}
+    wanted = given if corpus_argument is None else {**given, "corpus": corpus_argument}
     for name, value in wanted.items():
         if name not in own:
             raise ValueError(f"{name} is of no use to {model_config.model_type}: it is counted in one pass")
-        if name not in _LENGTH and own[name] != value:
+        same = {value, str(Path(value).resolve())} if name in _PATHS else {value}  # the file may be gone
+        if name not in _LENGTH and own[name] not in same:
             raise ValueError(
                 f"--resume goes on with the run's own settings: {name} is {own[name]}, not {value}"
             )
@@ -307,17 +319,22 @@ def resume(
     if device.type != facts["device"]:
         tell(f"note: begun on {facts['device']}: the run goes on here, but not bit for bit")
         facts["device"] = device.type
+    length = {name: given[name] for name in _LENGTH if name in given and given[name] != own[name]}
+    config = TrainingConfig(**{**recipe, **length})
     try:
-        longer = {name: given[name] for name in _LENGTH if name in given}
-        config = TrainingConfig(**{**recipe, **longer})
         trainer = _trainer(run, model_config, config, tokenizer, facts, device, checkpoint_seconds, processes)
         trainer.resume(content)
-        if longer and processes.is_first:
-            _write_config(run, model_config, config, facts)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        if "memory" in str(error):  # of which there is too little
+        if any(word in str(error) for word in ("memory", "CUDA", "cuDNN")):  # the machine's, not the file's
             raise
         raise UnusableFileError(path, f"damaged: {str(error).splitlines()[0]}") from None
+    if length and isinstance(trainer, Trainer):
+        begun = trainer.progress.epoch + (trainer.progress.window > 0)
+        if config.epochs < begun:
+            raise ValueError(f"{begun} epochs are trained or begun, which cannot become {config.epochs}")
+        if processes.is_first:
+            _write_config(run, model_config, config, facts)
+        trainer.save()  # the checkpoint says as much
     tell(f"{model_config}{_measures(trainer)}")
     if trainer.progress.step:
         tell(f"resumed from {path}: step {trainer.progress.step:,} of {trainer.total_steps:,}")

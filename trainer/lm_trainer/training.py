@@ -375,8 +375,8 @@ class Trainer:
         kept = self._run / LAST
         raise TrainingError(
             f"the loss became {loss} in epoch {self.progress.epoch + 1}, by step {self.progress.step}; "
-            "try a lower --lr or --clip-norm. "
-            + (f"The last good state is {kept}" if kept.exists() else "Nothing was saved")
+            "begin again with a lower --lr or another --clip-norm"
+            + (f"; the last good state is {kept}, which --init takes" if kept.exists() else "")
         )
 
     def _validate(self) -> float:
