@@ -121,7 +121,10 @@ def test_resuming_takes_the_file_as_given(invoke: Invoke, tmp_path: Path, small_
     assert invoke(lm_train, *written, "--epochs", 4)[0] == 0
     before = read_config(small_run / "config.toml")
     assert read_config(tmp_path / "run/config.toml") == {**before, "epochs": 4}
-    assert load_checkpoint(tmp_path / "run/last.pt")["training_config"]["epochs"] == 4
+    assert invoke(lm_train, "--out", "run", "--resume", "--patience", 9)[0] == 0  # of a complete run
+    assert read_config(tmp_path / "run/config.toml") == {**before, "epochs": 4, "patience": 9}
+    recipe = load_checkpoint(tmp_path / "run/last.pt")["training_config"]
+    assert (recipe["epochs"], recipe["patience"]) == (4, 9)
 
 
 def test_a_run_keeps_its_length_unless_another_is_given(

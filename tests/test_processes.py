@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from conftest import SMALL, TINY, run_command, tree
 from lm_trainer.checkpoint import load_checkpoint
@@ -98,7 +99,9 @@ def test_what_ends_one_process_ends_both_and_they_go_on_to_the_same_bits(
     assert not [name for name in tree(tmp_path) if name.endswith(".partial")]
     assert load_checkpoint(last)["progress"]["epoch"] < 8
     run_command("torchrun", *TOGETHER, "--out", "run", "--resume", cwd=tmp_path)
-    assert same(load_checkpoint(uninterrupted / "last.pt"), load_checkpoint(last))
+    content = load_checkpoint(last)
+    assert same(load_checkpoint(uninterrupted / "last.pt"), content)
+    assert not torch.equal(*content["generator"])  # of their own masks
     assert records(uninterrupted) == records(tmp_path / "run")
 
 

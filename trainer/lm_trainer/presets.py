@@ -26,7 +26,7 @@ PRESETS = {
         ),
     ),
     "quick": Preset(
-        "words, in five minutes on 2 cores: 110 valid perplexity on the Penn Treebank",
+        "words, in five minutes on 2 cores: 98.8 valid perplexity on the Penn Treebank",
         TokenizerConfig("word", 10_000),
         {"embedding_dim": 256, "hidden_size": 512, "num_layers": 1, "tied": True, "projection": 256},
         TrainingConfig(
