@@ -19,6 +19,7 @@ PRESETS = {
             dropout=0.1,
             optimizer="adamw",
             lr=0.006,
+            initial_weights="scaled",
             weight_decay=0.01,
             schedule="cosine",
             warmup_steps=50,
