@@ -40,7 +40,9 @@ def measured_once(
 
 def recipe(options: str) -> dict[str, Any]:
     """The settings of a run with the options for lm-train, of which ``--preset`` is the first."""
-    return {"options": options, "preset": dataclasses.asdict(PRESETS[options.split()[1]])}
+    preset = dataclasses.asdict(PRESETS[options.split()[1]])
+    del preset["description"]
+    return {"options": options, "preset": preset}
 
 
 def spread(values: Sequence[float], form: str) -> str:
