@@ -15,6 +15,7 @@ from lm_runtime.files import write_text
 from lm_trainer.checkpoint import load_checkpoint
 from lm_trainer.command import main as lm_train
 from lm_trainer.config_file import read_config, to_toml
+from lm_trainer.training import Trainer
 
 VALUES = st.one_of(
     st.text(), st.booleans(), st.integers(-(1 << 63), (1 << 63) - 1), st.floats(allow_nan=False)
@@ -139,6 +140,25 @@ def test_a_run_keeps_its_length_unless_another_is_given(
     code, _, err = invoke(lm_train, *begun, "--resume", "--epochs", 2)
     assert (code, one_line(err)) == (2, "lm-train: 3 epochs are trained or begun, which cannot become 2")
     assert (tree(tmp_path / "run"), (tmp_path / "run/config.toml").read_bytes()) == before
+
+
+def test_an_epoch_that_has_begun_cannot_be_left_out(
+    invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Trainer.step
+
+    def interrupt(self: Trainer) -> torch.Tensor:
+        loss = step(self)
+        self._stop = (self.progress.epoch, self.progress.window) == (1, 2)
+        return loss
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", interrupt)
+        assert invoke(lm_train, TINY, *SMALL, "--epochs", 3, "--out", "run")[0] == 130
+    code, _, err = invoke(lm_train, "--out", "run", "--resume", "--epochs", 1)
+    assert (code, one_line(err)) == (2, "lm-train: 2 epochs are trained or begun, which cannot become 1")
+    assert invoke(lm_train, "--out", "run", "--resume", "--epochs", 2)[0] == 0
+    assert load_checkpoint(tmp_path / "run/last.pt")["progress"]["epoch"] == 2
 
 
 def test_a_run_is_repeated_from_another_folder(
