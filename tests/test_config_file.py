@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -126,6 +127,16 @@ def test_resuming_takes_the_file_as_given(invoke: Invoke, tmp_path: Path, small_
     assert read_config(tmp_path / "run/config.toml") == {**before, "epochs": 4, "patience": 9}
     recipe = load_checkpoint(tmp_path / "run/last.pt")["training_config"]
     assert (recipe["epochs"], recipe["patience"]) == (4, 9)
+
+
+def test_a_run_that_stopped_early_has_its_length_where_that_is_given(invoke: Invoke, tmp_path: Path) -> None:
+    options = [TINY, *SMALL, "--lr", 1e-9, "--epochs", 9, "--patience", 1, "--out", "run"]
+    assert invoke(lm_train, *options)[0] == 0
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["stopped_early"]
+    assert invoke(lm_train, "--out", "run", "--resume", "--epochs", summary["epochs"])[0] == 0
+    assert not json.loads((tmp_path / "run/summary.json").read_text())["stopped_early"]
+    assert "stopped early" not in (tmp_path / "run/report.html").read_text()
 
 
 def test_a_run_keeps_its_length_unless_another_is_given(

@@ -44,6 +44,13 @@ def test_one_file_is_split_by_position_and_nothing_is_lost(
     assert "split by position: train bytes 0 to" in corpus.remark
 
 
+def test_a_line_without_words_is_split_between_characters(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("春眠不覚暁" * 2001, encoding="utf-8")
+    splits = find_corpus(str(path)).splits
+    assert "".join(text for split in splits.values() for text, _ in split.pieces()) == "春眠不覚暁" * 2001
+
+
 def test_one_long_line_is_split_between_words(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_text(" ".join(f"w{number}" for number in range(2000)))

@@ -113,10 +113,43 @@ def test_export_replaces_only_a_bundle_and_only_when_told(
     code, _, err = invoke(lm_export, small_run, "--out", "bundle")
     assert code == 2
     assert all(word in one_line(err) for word in ("bundle holds something already", "--force", "--out"))
+    (tmp_path / "bundle/story.state").write_text("mine")
+    code, _, err = invoke(lm_export, small_run, "--out", "bundle", "--force")
+    assert (code, one_line(err)) == (
+        2,
+        "lm-export: bundle/story.state is not the bundle's, and --force would remove it; move it away first",
+    )
+    (tmp_path / "bundle/story.state").unlink()
     assert invoke(lm_export, small_run, "--out", "bundle", "--force")[0] == 0
     assert tree(tmp_path) >= {"bundle/config.json", "other/notes.txt"}
     assert "bundle/onnx/model_quantized.onnx" not in tree(tmp_path)
     assert not [name for name in tree(tmp_path) if name.startswith(".")]
+
+
+def test_the_folder_of_another_tool_is_no_bundle(invoke: Invoke, tmp_path: Path, small_run: Path) -> None:
+    """Theirs have the same names in them."""
+    (tmp_path / "model/onnx").mkdir(parents=True)
+    (tmp_path / "model/config.json").write_text('{"model_type": "gpt2"}')
+    (tmp_path / "model/onnx/model.onnx").write_text("mine")
+    before = tree(tmp_path)
+    code, _, err = invoke(lm_export, small_run, "--out", "model", "--force")
+    assert code == 2
+    assert one_line(err).endswith(
+        "model holds something that is not a bundle; --force replaces only a bundle"
+    )
+    assert tree(tmp_path) == before
+
+
+def test_a_run_without_a_complete_epoch_has_a_last_checkpoint_only(
+    invoke: Invoke, tmp_path: Path, small_run: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    shutil.copy(small_run / "last.pt", tmp_path / "run")
+    code, _, err = invoke(lm_export, "run", "--out", "bundle")
+    assert code == 1
+    wanted = "run/best.pt: no epoch is complete yet: lm-train --resume goes on, and last.pt can be named"
+    assert one_line(err) == f"lm-export: {wanted}"
+    assert invoke(lm_export, "run/last.pt", "--out", "bundle")[0] == 0
 
 
 def test_an_export_that_fills_the_disk_leaves_nothing(small_run: Path, tmp_path: Path) -> None:

@@ -88,6 +88,9 @@ def test_a_run_says_what_it_began_from(invoke: Invoke, tmp_path: Path, small_run
     settings = read_config(tmp_path / "run/config.toml")
     assert settings["init"] == path
     assert not {"model", "hidden_size", "tokenizer", "vocab_size", "initial_weights"} & settings.keys()
+    report = (tmp_path / "run/report.html").read_text()
+    assert f"<tr><th>init</th><td>{path}</td></tr>" in report
+    assert "initial_weights" not in report
     assert invoke(lm_train, "--config", "run/config.toml", "--out", "again")[0] == 0
     assert same_weights(tmp_path / "run", tmp_path / "again")
 

@@ -212,14 +212,20 @@ def test_events_are_the_metrics_also_after_a_run_was_killed(
     check_events(tmp_path / "run")
 
 
-def test_events_of_a_run_that_had_none_begin_with_its_metrics(invoke: Invoke, tmp_path: Path) -> None:
+def test_events_are_all_metrics_also_of_parts_that_had_none(invoke: Invoke, tmp_path: Path) -> None:
     options = [TINY, *SMALL, "--clip-norm", 1, "--out", "run"]
     assert invoke(lm_train, *options, "--epochs", 1)[0] == 0
     assert invoke(lm_train, *options, "--epochs", 2, "--resume", "--tensorboard")[0] == 0
     check_events(tmp_path / "run")
+    assert invoke(lm_train, *options, "--epochs", 3, "--resume")[0] == 0
+    assert invoke(lm_train, *options, "--epochs", 4, "--resume", "--tensorboard")[0] == 0
+    check_events(tmp_path / "run")
+    losses, records = events(tmp_path / "run").Scalars("loss/train"), metrics(tmp_path / "run", "step")
+    apart = losses[-1].wall_time - losses[0].wall_time
+    assert apart == pytest.approx(records[-1]["seconds"] - records[0]["seconds"], abs=1e-3)
     assert invoke(lm_train, *options, "--epochs", 1, "--force")[0] == 0
     assert not (tmp_path / "run/tensorboard").exists()
-    for _ in range(2):  # they are written once
+    for _ in range(2):  # each is there once
         assert invoke(lm_train, "--out", "run", "--resume", "--tensorboard")[0] == 0
         check_events(tmp_path / "run")
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import click
 import pytest
 import torch
 
-from conftest import FIXTURE, SMALL, TINY, Invoke, family_options, one_line, run_command, tree
+from conftest import COUNTED, FIXTURE, SMALL, TINY, Invoke, family_options, one_line, run_command, tree
 from lm_export.command import main as lm_export
 from lm_trainer import ngram_training
 from lm_trainer.checkpoint import load_checkpoint
 from lm_trainer.command import main as lm_train
 from lm_trainer.config import FAMILIES
+from lm_trainer.training import Trainer
 
 
 def write_corpus(folder: Path, train: bytes | None, valid: bytes | None = b"a b\n") -> Path:
@@ -244,6 +246,23 @@ def test_a_folder_that_is_no_run_is_left_alone_whatever_is_asked(
     assert tree(tmp_path) == before
 
 
+def test_a_checkpoint_of_another_tool_makes_no_run(invoke: Invoke, tmp_path: Path) -> None:
+    (tmp_path / "weights").mkdir()
+    for name in ("last.pt", "best.pt"):
+        torch.save({"epoch": 3}, tmp_path / "weights" / name)
+    before = {path: path.read_bytes() for path in (tmp_path / "weights").iterdir()}
+    code, _, err = invoke(lm_train, TINY, *SMALL, "--out", "weights", "--force")
+    assert code == 2
+    assert "weights holds something that is not a run" in one_line(err)
+    assert {path: path.read_bytes() for path in (tmp_path / "weights").iterdir()} == before
+
+
+def test_a_damaged_run_can_be_replaced(invoke: Invoke, tmp_path: Path, small_run: Path) -> None:
+    shutil.copytree(small_run, tmp_path / "run")
+    (tmp_path / "run/last.pt").write_bytes(b"junk")
+    assert invoke(lm_train, TINY, *SMALL, "--epochs", 1, "--out", "run", "--force")[0] == 0
+
+
 def test_a_run_that_was_killed_while_it_was_moved_in_can_be_replaced(
     invoke: Invoke, tmp_path: Path, small_run: Path
 ) -> None:
@@ -286,9 +305,12 @@ def test_a_link_to_a_folder_on_another_disk_stays_one(invoke: Invoke, tmp_path: 
         assert (tmp_path / "disk/run/best.pt").is_file()
 
 
-def test_a_mounted_disk_is_refused_before_any_work(invoke: Invoke, tmp_path: Path) -> None:
-    code, _, err = invoke(lm_train, TINY, *SMALL, "--out", "/")
-    assert (code, one_line(err)) == (2, "lm-train: / is where a disk is mounted; name a folder in it")
+@pytest.mark.parametrize("command", [lm_train, lm_export], ids=["lm-train", "lm-export"])
+def test_a_mounted_disk_is_refused_before_any_work(
+    invoke: Invoke, tmp_path: Path, small_run: Path, command: click.Command
+) -> None:
+    code, _, err = invoke(command, TINY if command is lm_train else small_run, "--out", "/")
+    assert (code, one_line(err)) == (2, f"{command.name}: / is where a disk is mounted; name a folder in it")
 
 
 def test_a_run_that_would_hide_its_corpus_is_refused(invoke: Invoke, tmp_path: Path) -> None:
@@ -340,6 +362,24 @@ def test_resume_refuses_other_settings(invoke: Invoke, tmp_path: Path, small_run
         assert refusal in one_line(err)
 
 
+@pytest.mark.parametrize(
+    ("others", "own"),
+    [
+        (["--model", "ngram", *COUNTED], ["--order", 4]),
+        ([*SMALL, "--epochs", 1, "--batch-size", 12], ["--accumulate", 3]),
+        ([*SMALL, "--epochs", 1], ["--hidden-size", 48]),
+    ],
+    ids=["order", "accumulate", "hidden-size"],
+)
+def test_resuming_takes_the_runs_own_settings_that_would_not_fit_the_preset(
+    invoke: Invoke, tmp_path: Path, others: list[object], own: list[object]
+) -> None:
+    assert invoke(lm_train, TINY, *others, *own, "--out", "run")[0] == 0
+    code, _, err = invoke(lm_train, "--out", "run", "--resume", *own)
+    assert code == 0
+    assert "complete: nothing to do" in err
+
+
 def test_presets_are_for_every_family(invoke: Invoke, tmp_path: Path) -> None:
     """A preset's tied weights and layers are left out where a family has none; its window is five tokens."""
     options = [*SMALL[:4], *SMALL[11:], "--epochs", 1]  # without a word about the network
@@ -359,6 +399,30 @@ def test_help_names_every_family(invoke: Invoke) -> None:
     assert code == 0
     for name, family in FAMILIES.items():
         assert f"{name:<10}{family.description}" in out
+
+
+@pytest.mark.parametrize("where", ["step", "resume"])
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        ("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore", "out of memory"),
+        ("[enforce fail] DefaultCPUAllocator: can't allocate memory: 8 bytes", "out of memory"),
+        (
+            "CUDA error: an illegal memory access was encountered\nCompile with",
+            "CUDA error: an illegal memory access was encountered",
+        ),
+        ("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+    ],
+)
+def test_what_the_machine_is_at_fault_for_is_one_line_and_no_damage(
+    invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, error: str, message: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError(error)
+
+    monkeypatch.setattr(Trainer, where, fail)
+    code, _, err = invoke(lm_train, TINY, *SMALL, "--epochs", 1, "--out", "run")
+    assert (code, one_line(err)) == (1, f"lm-train: {message}")
 
 
 def test_damaged_files_of_a_run_are_named(invoke: Invoke, tmp_path: Path, small_run: Path) -> None:

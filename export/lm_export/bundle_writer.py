@@ -30,12 +30,13 @@ from lm_runtime.bundle import (
     TOKENIZER_CONFIG,
     TOKENS,
     BundleConfig,
+    read_config,
 )
 from lm_runtime.files import UnusableFileError, folder_beside, holds_something
 from lm_runtime.model import load
 from lm_runtime.ngram_tables import NgramTables
 from lm_runtime.tokenizer import Tokenizer
-from lm_trainer.checkpoint import load_checkpoint, restore_model
+from lm_trainer.checkpoint import load_checkpoint, restore_model, training_settings
 from lm_trainer.config import ModelConfig
 from lm_trainer.families import Model, parameter_count, step_model
 from lm_trainer.ngram import write_arpa
@@ -147,7 +148,7 @@ def _configuration(model: Model, tokenizer: Tokenizer, content: dict[str, Any], 
             "valid": split_figures(progress["valid_loss"], splits["valid"])
             if progress["epoch"] and not progress["window"]
             else None,
-            "recipe": content["training_config"],
+            "recipe": training_settings(content),
         },
     )
 
@@ -238,7 +239,7 @@ def _folder_in_place(out: Path, *, replace: bool) -> Iterator[Path]:
 
 
 def check_out(out: Path, *, replace: bool) -> None:
-    """Refuse to overwrite what is not a bundle, or a bundle that is not to be replaced.
+    """Refuse to overwrite what is not a bundle's, or a bundle that is not to be replaced.
 
     Raises:
         ValueError: with what to do.
@@ -249,6 +250,12 @@ def check_out(out: Path, *, replace: bool) -> None:
         raise ValueError(
             f"{out} holds something already: --force replaces a bundle, --out names another folder"
         )
-    models = [out / name for name in (MODELS["fp32"], TABLES)]
-    if not (out / CONFIG).exists() or not any(path.exists() for path in models):
-        raise ValueError(f"{out} holds something that is not a bundle; --force replaces only a bundle")
+    try:
+        own = {CONFIG, *read_config(out).files}
+    except UnusableFileError:
+        raise ValueError(
+            f"{out} holds something that is not a bundle; --force replaces only a bundle"
+        ) from None
+    for path in out.rglob("*"):
+        if not path.is_dir() and path.relative_to(out).as_posix() not in own:
+            raise ValueError(f"{path} is not the bundle's, and --force would remove it; move it away first")

@@ -89,8 +89,10 @@ def holds_something(folder: Path) -> bool:
     """Whether a folder that is to be written is there already, and not empty.
 
     Raises:
-        ValueError: a file stands in its place or in that of a folder above it.
+        ValueError: a file stands in its place or in that of a folder above it, or a disk is mounted there.
     """
+    if os.path.ismount(folder.resolve()):  # which nothing can be renamed to
+        raise ValueError(f"{folder} is where a disk is mounted; name a folder in it")
     if folder.name in ("", ".."):
         raise ValueError(f"{folder}: name the folder itself")
     nearest = next((path for path in (folder, *folder.parents) if path.exists()), folder)

@@ -15,15 +15,11 @@ import torch
 
 from lm_runtime.files import UnusableFileError, write_whole
 from lm_runtime.tokenizer import Tokenizer
-from lm_trainer.config import ModelConfig
+from lm_trainer.config import BEST, LAST, ModelConfig
 from lm_trainer.families import Model, restore
 
 FORMAT = "steplm checkpoint"
 FORMAT_VERSION = 1
-LAST = "last.pt"
-"""The newest state of a run, for resuming."""
-BEST = "best.pt"
-"""The state of the lowest validation loss."""
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -43,6 +39,19 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
             ) from None
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether a file says of itself that it is a checkpoint of this project; nothing of it is loaded."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(
+                FORMAT.encode() in archive.read(name)
+                for name in archive.namelist()
+                if name.endswith("/data.pkl")
+            )
+    except (OSError, zipfile.BadZipFile, zlib.error):
+        return False
+
+
 def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
     """Read a checkpoint, or a run's folder's best one.
 
@@ -59,6 +68,10 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str,
     except IsADirectoryError:
         raise UnusableFileError(path, "a folder, where a checkpoint is needed") from None
     except FileNotFoundError:
+        if path.name == BEST and path.with_name(LAST).exists():
+            raise UnusableFileError(
+                path, f"no epoch is complete yet: lm-train --resume goes on, and {LAST} can be named"
+            ) from None
         raise UnusableFileError(path, "no such checkpoint; lm-train makes one") from None
     except pickle.UnpicklingError:
         raise UnusableFileError(
@@ -86,6 +99,12 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str,
         )
     _check_content(path, content)
     return content
+
+
+def training_settings(content: dict[str, Any]) -> dict[str, Any]:
+    """The recipe of a checkpoint's training, without what a fine-tuned run had no use for."""
+    unused = ("initial_weights",) if "init" in content else ()
+    return {name: value for name, value in content["training_config"].items() if name not in unused}
 
 
 _CONTENT = {

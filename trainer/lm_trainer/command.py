@@ -18,7 +18,7 @@ from click.core import ParameterSource
 from lm_runtime.bundle import NGRAM_TYPE
 from lm_runtime.commands import Command, file_size, imports, note
 from lm_runtime.files import require_place
-from lm_trainer.config import FAMILIES, OPTIONS, ModelConfig, Preset, TokenizerConfig
+from lm_trainer.config import BEST, FAMILIES, LAST, OPTIONS, ModelConfig, TokenizerConfig
 from lm_trainer.config_file import read_config
 from lm_trainer.memory import keep_freed_memory
 from lm_trainer.presets import PRESETS
@@ -170,9 +170,14 @@ class _TrainCommand(Command):
 @click.option(
     "--projection", type=int, help="Width between the last hidden and the output layer; 0 for none."
 )
-@click.option("--dropout", type=float, help="Probability of dropping an activation between layers.")
+@click.option(
+    "--dropout",
+    type=float,
+    help="Probability of dropping an activation before, between and behind the layers, "
+    "whatever the preset has for each.",
+)
 @click.option("--dropout-input", type=float, help="The same before the first layer, where it is to differ.")
-@click.option("--dropout-output", type=float, help="The same before the output layer, where it is to differ.")
+@click.option("--dropout-output", type=float, help="The same behind the last layer, where it is to differ.")
 @click.option("--dropout-words", type=float, help="Probability of dropping a word's embedding.")
 @click.option(
     "--locked-dropout/--no-locked-dropout",
@@ -255,21 +260,24 @@ def main(
         raise click.UsageError("give --resume or --dry-run, not both")
     if dry_run and find_lr is not None:
         raise click.UsageError("give --dry-run or --find-lr, not both")
+    if find_lr is not None and (resume or force):
+        raise click.UsageError("--find-lr begins anew and touches no run: leave out --resume and --force")
     given = _by_fields(settings)
     init = given.get("init")
-    recipe = PRESETS[preset].with_options(given)
+    resuming = resume and (out / LAST).is_file()
+    recipe = PRESETS[preset]
+    if not resuming or _was_given("preset"):  # else what is given is held against the run's own
+        recipe = recipe.with_options(given)
     if recipe.tokenizer.is_file and {"vocab_size", "min_frequency"} & given.keys():
         raise click.UsageError(
             "a given tokenizer.json has its vocabulary; leave out --vocab-size and --min-frequency"
         )
     if find_lr is not None:
-        _check_finder(find_lr, recipe, resume or force)
-    if recipe.model["model_type"] != NGRAM_TYPE:
+        _check_finder(find_lr, given)
+    if given.get("model_type") != NGRAM_TYPE:
         keep_freed_memory()
     with imports():
         from lm_trainer import run, trial
-        from lm_trainer.checkpoint import BEST
-        from lm_trainer.metrics import EVENTS
         from lm_trainer.pretrained import read_pretrained
         from lm_trainer.processes import Processes
 
@@ -279,7 +287,6 @@ def main(
     place = run.pick_device(device)
     processes = Processes.join(place)
     tell = note if processes.is_first else _say_nothing
-    resuming = resume and run.is_run(out)
     if processes.is_first and not resuming:
         pretrained = None if init is None else read_pretrained(init)
         if pretrained:
@@ -328,8 +335,7 @@ def main(
         tell,
     )
     summary = run.read_summary(out) if trainer.complete and processes.is_first else None
-    watched = tensorboard and processes.is_first and not (trainer.complete and (out / EVENTS).exists())
-    with _events(trainer, out) if watched else nullcontext():
+    with _events(trainer, out) if tensorboard and processes.is_first else nullcontext():
         if not trainer.complete:
             _train(trainer, out, processes)
         processes.leave()
@@ -360,7 +366,6 @@ def _by_fields(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _train(trainer: Trainer | NgramTrainer, out: Path, processes: Processes) -> None:
     from lm_trainer import terminal
-    from lm_trainer.checkpoint import LAST
     from lm_trainer.run import SUMMARY
     from lm_trainer.training import InterruptedRunError, TrainingError
 
@@ -389,16 +394,14 @@ def _events(trainer: Trainer | NgramTrainer, out: Path) -> Iterator[None]:
     from lm_trainer.events import EventLog
     from lm_trainer.run import SAMPLE
 
-    with closing(EventLog(out, trainer.progress.step)) as log:
+    with closing(EventLog(out)) as log:
         trainer.metrics.watch = log.append
         yield
         log.add_sample((out / SAMPLE).read_text(encoding="utf-8"), trainer.progress.step)
 
 
-def _check_finder(picture: Path, recipe: Preset, of_a_run: bool) -> None:
-    if of_a_run:
-        raise click.UsageError("--find-lr begins anew and touches no run: leave out --resume and --force")
-    if recipe.model["model_type"] == NGRAM_TYPE:
+def _check_finder(picture: Path, given: dict[str, Any]) -> None:
+    if given.get("model_type") == NGRAM_TYPE:
         raise click.UsageError(f"--find-lr is of no use to {NGRAM_TYPE}: it is counted in one pass")
     if picture.suffix != ".png":
         raise click.UsageError(

@@ -1,4 +1,4 @@
-"""What a run is made of: its records, and what a recipe is."""
+"""What a run is made of: its checkpoints' names, its records, and what a recipe is."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lm_runtime.bundle import HIGHEST_ORDER, NGRAM_TYPE
+
+LAST = "last.pt"
+"""The newest state of a run, for resuming. Every run has one from its beginning on."""
+BEST = "best.pt"
+"""The state of the lowest validation loss, once an epoch is complete."""
 
 
 @dataclass(frozen=True)

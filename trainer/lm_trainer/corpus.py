@@ -122,14 +122,15 @@ def _one_file(path: Path) -> Corpus:
 
 
 def _line_after(path: Path, position: int) -> int:
-    """The offset of the first line, or in a text without lines of the first word, from ``position`` on."""
+    """Where the first line from ``position`` on begins; without lines the first word, else character."""
     with path.open("rb") as file:
         file.seek(position)
         block = file.read(_SEARCH_BYTES)
     for mark, skipped in ((b"\n", 1), (b" ", 0)):
         if (at := block.find(mark)) >= 0:
             return position + at + skipped
-    return position + len(block)
+    within = (at for at, byte in enumerate(block) if byte & 0xC0 != 0x80)  # not within a character of UTF-8
+    return position + next(within, len(block))
 
 
 def texts(pieces: Iterable[tuple[str, bool]]) -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from datetime import timedelta
@@ -44,12 +43,13 @@ def estimate(trainer: Trainer | NgramTrainer, setup_seconds: float) -> dict[str,
     valid_seconds = (time.perf_counter() - begun) / valid.size * trainer.valid.size
     seconds = setup_seconds + trainer.total_steps * step_seconds + trainer.epochs * valid_seconds
     device = trainer.model.device
-    memory = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else _peak_memory()
+    on_gpu = device.type == "cuda"
+    memory = torch.cuda.max_memory_reserved(device) if on_gpu else _peak_memory()
     return {
         "parameters": f"{parameter_count(trainer.model):,}",
         "tokens an epoch": f"{trainer.windows * trainer.tokens_per_step:,}",
         "steps": f"{trainer.total_steps:,}",
-        "peak memory": f"about {file_size(memory)}{' of the GPU' if device.type == 'cuda' else ''}",
+        **({"peak memory": f"about {file_size(memory)}{' of the GPU' if on_gpu else ''}"} if memory else {}),
         "tokens a second": f"about {trainer.tokens_per_step / step_seconds:,.0f}",
         "time": f"about {timedelta(seconds=round(seconds))}",
     }
@@ -70,6 +70,10 @@ def _counting(trainer: NgramTrainer) -> dict[str, str]:
 
 
 def _peak_memory() -> int:
-    """Of this process so far, in bytes."""
+    """Of this process so far, in bytes; 0 where the system does not say."""
+    if sys.platform == "win32":
+        return 0
+    import resource  # which only Unix has
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

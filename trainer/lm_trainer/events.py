@@ -5,7 +5,9 @@ Importing this needs tensorboard, whose writer is the one that torch has an inte
 
 from __future__ import annotations
 
+import shutil
 import textwrap
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,37 +26,37 @@ _TAGS = {
 
 
 class EventLog:
-    """Writes to the run's folder of events, a new file at each start.
-
-    What a killed run wrote behind its checkpoint is purged. A run that had no events so far gets those of
-    its metrics.
+    """Writes to the run's folder of events, which it makes anew from the metrics so far.
 
     Args:
         run: its folder.
-        step: where the run goes on.
     """
 
-    def __init__(self, run: Path, step: int) -> None:
-        folder = run / EVENTS
-        earlier = read_metrics(run) if (run / METRICS).exists() else []
-        behind = step + 1 if folder.exists() else None
-        self._writer = SummaryWriter(str(folder), purge_step=behind)
+    def __init__(self, run: Path) -> None:
+        shutil.rmtree(run / EVENTS, ignore_errors=True)
+        self._writer = SummaryWriter(str(run / EVENTS))
         self._before = {"step": 0, "seconds": 0.0}
+        earlier = read_metrics(run) if (run / METRICS).exists() else []
+        self._begun = time.time() - (earlier[-1]["seconds"] if earlier else 0)
         for record in earlier:
-            if behind is None:
-                self.append(record)
-            self._before = record
+            self._add(record)
+        self._writer.flush()
 
     def append(self, record: dict[str, Any]) -> None:
         """Write one record of the metrics; it is in the file when this returns."""
-        step, before = record["step"], self._before
+        self._add(record)
+        self._writer.flush()
+
+    def _add(self, record: dict[str, Any]) -> None:
+        """Add a record at the time at which it was, were there no pauses in the run."""
+        step, before, wall = record["step"], self._before, self._begun + record["seconds"]
         for name, tag in _TAGS.items():
             if name in record:
-                self._writer.add_scalar(tag, record[name], step)
+                self._writer.add_scalar(tag, record[name], step, wall)
         if "tokens" in record and (seconds := record["seconds"] - before["seconds"]) > 0:
             per_step = record["tokens"] / step
-            self._writer.add_scalar("tokens_per_second", (step - before["step"]) * per_step / seconds, step)
-        self._writer.flush()
+            rate = (step - before["step"]) * per_step / seconds
+            self._writer.add_scalar("tokens_per_second", rate, step, wall)
         self._before = record
 
     def add_sample(self, text: str, step: int) -> None:

@@ -14,8 +14,8 @@ import torch
 
 from lm_runtime.ngram_tables import NgramTables
 from lm_runtime.scoring import perplexity
-from lm_trainer.checkpoint import BEST, LAST, save_checkpoint
-from lm_trainer.config import ModelConfig
+from lm_trainer.checkpoint import save_checkpoint
+from lm_trainer.config import BEST, LAST, ModelConfig
 from lm_trainer.families import text_loss, weights_of
 from lm_trainer.metrics import MetricsLog
 from lm_trainer.ngram import estimate

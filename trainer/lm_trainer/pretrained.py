@@ -12,8 +12,8 @@ from torch import Tensor
 from lm_runtime.files import UnusableFileError
 from lm_runtime.ngram_tables import NgramTables
 from lm_runtime.tokenizer import Tokenizer
-from lm_trainer.checkpoint import BEST, load_checkpoint, restore_model
-from lm_trainer.config import ModelConfig, Preset, TokenizerConfig
+from lm_trainer.checkpoint import load_checkpoint, restore_model
+from lm_trainer.config import BEST, ModelConfig, Preset, TokenizerConfig
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_runtime.files import write_whole
+from lm_trainer.checkpoint import training_settings
 from lm_trainer.config import FAMILIES, ModelConfig
 from lm_trainer.metrics import CURVE, draw_rates, read_metrics
 
@@ -46,7 +47,9 @@ def write_report(run: Path, summary: dict[str, Any], content: dict[str, Any], sa
             + _picture("perplexity over the steps", (run / CURVE).read_bytes())
             + _picture("learning rate over the steps", rates.getvalue())
         )
-    settings = {**content["tokenizer_config"], **content["model_config"], **content["training_config"]}
+    settings = {**content["tokenizer_config"], **content["model_config"], **training_settings(content)}
+    if "init" in content:
+        settings["init"] = content["init"]["path"]
     page = f"""<!doctype html>
 <html lang="en">
 <meta charset="utf-8">

@@ -25,8 +25,17 @@ from lm_runtime.generation import generate
 from lm_runtime.params import SamplingParams
 from lm_runtime.tokenizer import Tokenizer
 from lm_trainer.baselines import unigram, unigram_perplexity
-from lm_trainer.checkpoint import BEST, LAST, load_checkpoint, restore_config, restore_model
-from lm_trainer.config import FAMILIES, OPTIONS, ModelConfig, Preset, TokenizerConfig, TrainingConfig
+from lm_trainer.checkpoint import is_checkpoint, load_checkpoint, restore_config, restore_model
+from lm_trainer.config import (
+    BEST,
+    FAMILIES,
+    LAST,
+    OPTIONS,
+    ModelConfig,
+    Preset,
+    TokenizerConfig,
+    TrainingConfig,
+)
 from lm_trainer.config_file import CONFIG, to_toml
 from lm_trainer.corpus import encode_corpus, find_corpus, texts, token_path
 from lm_trainer.families import make_model, parameter_count, step_model, text_loss
@@ -80,11 +89,6 @@ def pick_precision(hidden_size: int, device: torch.device) -> str:
     return "bf16" if has.get("avx512_bf16") or has.get("amx_bf16") or has.get("arm_bf16") else "fp32"
 
 
-def is_run(folder: Path) -> bool:
-    """Whether a folder holds a run: every run has a checkpoint from its beginning on."""
-    return (folder / LAST).is_file()
-
-
 def start(
     run: Path,
     corpus_argument: str,
@@ -118,11 +122,9 @@ def start(
     """
     _check_processes(processes, preset.model["model_type"], preset.training)
     place = run.resolve()  # a link to a folder stays one
-    if place.is_mount():
-        raise ValueError(f"{run} is where a disk is mounted; name a folder in it")
     if place == Path(corpus_argument).resolve():
         raise ValueError(f"--out {run} is the corpus's own name; name another folder")
-    if holds_something(run) and not (replace and is_run(run)):
+    if holds_something(run) and not (replace and _is_run(run)):
         raise ValueError(
             f"{run} holds something that is not a run; --force replaces only a run"
             if replace or resuming
@@ -145,6 +147,12 @@ def start(
                 _remove(place / name)
         for entry in partial.iterdir():
             entry.rename(place / entry.name)
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a folder holds a run, damaged or not: others call their files ``last.pt`` too."""
+    path = folder / LAST
+    return path.is_file() and ((folder / TOKENIZER).is_file() or is_checkpoint(path))
 
 
 def _remove(path: Path) -> None:
@@ -325,7 +333,7 @@ def resume(
         trainer = _trainer(run, model_config, config, tokenizer, facts, device, checkpoint_seconds, processes)
         trainer.resume(content)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        if any(word in str(error) for word in ("memory", "CUDA", "cuDNN")):  # the machine's, not the file's
+        if any(word in str(error) for word in ("alloc", "memory", "CUDA", "cuDNN")):  # not the file's
             raise
         raise UnusableFileError(path, f"damaged: {str(error).splitlines()[0]}") from None
     if length and isinstance(trainer, Trainer):
@@ -334,6 +342,7 @@ def resume(
             raise ValueError(f"{begun} epochs are trained or begun, which cannot become {config.epochs}")
         if processes.is_first:
             _write_config(run, model_config, config, facts)
+            (run / SUMMARY).unlink(missing_ok=True)  # it says how the run ended
         trainer.save()  # the checkpoint says as much
     tell(f"{model_config}{_measures(trainer)}")
     if trainer.progress.step:

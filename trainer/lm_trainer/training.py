@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from lm_runtime.scoring import perplexity
-from lm_trainer.checkpoint import BEST, LAST, save_checkpoint
-from lm_trainer.config import TrainingConfig
+from lm_trainer.checkpoint import save_checkpoint
+from lm_trainer.config import BEST, LAST, TrainingConfig
 from lm_trainer.loss import linear_cross_entropy
 from lm_trainer.metrics import MetricsLog
 from lm_trainer.model import LanguageModel, Noise, TorchState, negative_log_likelihood

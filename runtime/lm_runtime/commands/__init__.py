@@ -24,6 +24,9 @@ from lm_runtime.files import UnusableFileError
 _EXTRAS = {"llguidance": ("regex",) * 2, "tensorboard": ("tensorboard",) * 2}
 """The extra that brings a module, as pip takes it and as it is called; all others are of the training."""
 
+_DEVICES = ("CUDA", "cuDNN", "CUBLAS", "NCCL")
+"""What a RuntimeError names that is the device's fault."""
+
 
 class Command(click.Command):
     """A command that ends in one line when it cannot do what was asked."""
@@ -68,10 +71,13 @@ class Command(click.Command):
                 f"{error.filename or 'writing'}: {error.strerror}" if error.strerror else str(error), 1
             )
         except RuntimeError as error:
+            text = str(error)
             # What torch and onnxruntime raise where memory, also a device's, is used up.
-            if "memory" not in str(error):
+            if "out of memory" in text or "alloc" in text:
+                self._fail("out of memory", 1)
+            if not any(word in text for word in _DEVICES):
                 raise
-            self._fail("out of memory", 1)
+            self._fail(text.splitlines()[0], 1)
         sys.exit(code if isinstance(code, int) else 0)
 
     def check_interrupted(self) -> None:
