@@ -14,6 +14,7 @@ import json
 import math
 import statistics
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -182,10 +183,10 @@ def clipping(corpus: Path, work: Path) -> list[tuple[str, list[str]]]:
             for seed in range(SEEDS):
                 run = work / "clipping" / f"{name}-{seed}"
                 try:
-                    command("lm-train", part, *options, "--seed", seed, "--out", run)
+                    command("lm-train", part, *options, "--seed", seed, "--out", run, quiet=True)
                 except subprocess.CalledProcessError as error:
-                    if error.returncode != 1:  # which says that the loss was no number any more
-                        raise
+                    if "the loss became" not in error.stderr:
+                        sys.exit(error.stderr)
                     found.append(math.inf)
                 else:
                     summary = json.loads((run / "summary.json").read_text())

@@ -16,11 +16,15 @@ from lm_runtime.files import write_text
 from lm_trainer.presets import PRESETS
 
 
-def command(name: str, *arguments: object) -> str:
-    """Run one of the project's commands; its progress is shown, its output returned."""
+def command(name: str, *arguments: object, quiet: bool = False) -> str:
+    """Run one of the project's commands; its progress is shown, its output returned.
+
+    A quiet one shows nothing: what it tells is in the error, where it fails.
+    """
     call = [str(Path(sys.executable).parent / name), *map(str, arguments)]
     print("$", name, *arguments, file=sys.stderr, flush=True)
-    return subprocess.run(call, check=True, stdout=subprocess.PIPE, text=True).stdout
+    errors = subprocess.PIPE if quiet else None
+    return subprocess.run(call, check=True, stdout=subprocess.PIPE, stderr=errors, text=True).stdout
 
 
 def measured_once(

@@ -5,8 +5,8 @@
     python tests/benchmarks/training.py --device cuda --batch 160     the tutorial's loop at 20, ours at 160
 
 Every side is a process of its own, with the memory settings it has in life, and takes a few steps when it is
-its turn, so that all of them see the same machine; figures are medians. The limit is the time of the step's
-matrix products alone, each measured by itself.
+its turn, so that all of them see the same machine; figures are medians. Beside them stand the step's matrix
+products alone, each by one call of torch.mm; in fp32 oneDNN's LSTM is faster than that.
 """
 
 from __future__ import annotations
