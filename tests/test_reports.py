@@ -14,9 +14,10 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from conftest import COUNTED, SMALL, TINY, Invoke, one_line, tree
-from lm_trainer import rate_finder, run
+from lm_trainer import rate_finder
 from lm_trainer.checkpoint import load_checkpoint
 from lm_trainer.command import main as lm_train
+from lm_trainer.summary import read_summary
 from lm_trainer.training import Progress
 
 
@@ -233,6 +234,6 @@ def test_events_are_all_metrics_also_of_parts_that_had_none(invoke: Invoke, tmp_
 def test_events_of_an_ngram_model(invoke: Invoke, tmp_path: Path) -> None:
     assert invoke(lm_train, TINY, "--model", "ngram", *COUNTED, "--out", "run", "--tensorboard")[0] == 0
     (entry,) = events(tmp_path / "run").Scalars("perplexity/valid")
-    summary = run.read_summary(tmp_path / "run")
+    summary = read_summary(tmp_path / "run")
     assert summary is not None
     assert entry.value == pytest.approx(summary["valid"]["perplexity"])

@@ -11,6 +11,7 @@ import torch
 
 from conftest import COUNTED, FIXTURE, SMALL, TINY, Invoke, family_options, one_line, run_command, tree
 from lm_export.command import main as lm_export
+from lm_runtime.files import held
 from lm_trainer import ngram_training
 from lm_trainer.checkpoint import load_checkpoint
 from lm_trainer.command import main as lm_train
@@ -311,6 +312,21 @@ def test_a_mounted_disk_is_refused_before_any_work(
 ) -> None:
     code, _, err = invoke(command, TINY if command is lm_train else small_run, "--out", "/")
     assert (code, one_line(err)) == (2, f"{command.name}: / is where a disk is mounted; name a folder in it")
+
+
+@pytest.mark.parametrize("option", ["--resume", "--force"])
+def test_two_processes_do_not_train_in_one_folder(
+    invoke: Invoke, tmp_path: Path, small_run: Path, option: str
+) -> None:
+    shutil.copytree(small_run, tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    again = [TINY, *SMALL, "--out", "run", option]
+    with held(tmp_path / "run"):
+        code, _, err = invoke(lm_train, *again)
+    assert code == 2
+    assert one_line(err).endswith("run: another process is at work in it")
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+    assert invoke(lm_train, *again)[0] == 0
 
 
 def test_a_run_that_would_hide_its_corpus_is_refused(invoke: Invoke, tmp_path: Path) -> None:

@@ -12,6 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+try:
+    import fcntl
+except ImportError:  # which only Unix has
+    fcntl = None  # type: ignore[assignment]
+
 _READ_BYTES = 1 << 20
 _LONGEST_PIECE = 1 << 16
 
@@ -99,6 +104,30 @@ def holds_something(folder: Path) -> bool:
     if nearest.exists() and not nearest.is_dir():
         raise ValueError(f"{folder} cannot be a folder: {nearest} is a file")
     return nearest == folder and any(folder.iterdir())
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Within, no other process holds ``folder``, on systems that can say so.
+
+    Raises:
+        ValueError: another one does.
+    """
+    if fcntl is None:
+        yield
+        return
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(file)
+        raise ValueError(f"{folder}: another process is at work in it") from None
+    except OSError:
+        pass  # a file system that has no locks
+    try:
+        yield
+    finally:
+        os.close(file)
 
 
 def read_text_file(path: Path) -> str:

@@ -17,7 +17,7 @@ from click.core import ParameterSource
 
 from lm_runtime.bundle import NGRAM_TYPE
 from lm_runtime.commands import Command, file_size, imports, note
-from lm_runtime.files import require_place
+from lm_runtime.files import held, require_place
 from lm_trainer.config import BEST, FAMILIES, LAST, OPTIONS, ModelConfig, TokenizerConfig
 from lm_trainer.config_file import read_config
 from lm_trainer.memory import keep_freed_memory
@@ -280,6 +280,7 @@ def main(
         from lm_trainer import run, trial
         from lm_trainer.pretrained import read_pretrained
         from lm_trainer.processes import Processes
+        from lm_trainer.summary import finish, read_summary
 
         if tensorboard:
             importlib.import_module("lm_trainer.events")  # says now what is missing
@@ -320,6 +321,8 @@ def main(
         )
         main.check_interrupted()
     resuming = bool(processes.from_first(resuming)[0])  # which comes once there is a run
+    if processes.is_first:
+        click.get_current_context().with_resource(held(out))
     if resuming and _was_given("preset"):
         # Presets leave the precision to the machine, and the run's length to the run.
         own = recipe.settings if init is None else dataclasses.asdict(recipe.training)
@@ -334,7 +337,7 @@ def main(
         processes,
         tell,
     )
-    summary = run.read_summary(out) if trainer.complete and processes.is_first else None
+    summary = read_summary(out) if trainer.complete and processes.is_first else None
     with _events(trainer, out) if tensorboard and processes.is_first else nullcontext():
         if not trainer.complete:
             _train(trainer, out, processes)
@@ -342,7 +345,7 @@ def main(
         if not processes.is_first:
             return
         if summary is None:
-            summary = run.finish(out, place, sample_tokens)
+            summary = finish(out, place, sample_tokens)
         else:
             note(f"{out} is complete: nothing to do")
     main.check_interrupted()
@@ -366,7 +369,7 @@ def _by_fields(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _train(trainer: Trainer | NgramTrainer, out: Path, processes: Processes) -> None:
     from lm_trainer import terminal
-    from lm_trainer.run import SUMMARY
+    from lm_trainer.summary import SUMMARY
     from lm_trainer.training import InterruptedRunError, TrainingError
 
     if processes.is_first:
@@ -392,7 +395,7 @@ def _train(trainer: Trainer | NgramTrainer, out: Path, processes: Processes) -> 
 def _events(trainer: Trainer | NgramTrainer, out: Path) -> Iterator[None]:
     """Within, TensorBoard's events are written; at the end the sample."""
     from lm_trainer.events import EventLog
-    from lm_trainer.run import SAMPLE
+    from lm_trainer.summary import SAMPLE
 
     with closing(EventLog(out)) as log:
         trainer.metrics.watch = log.append

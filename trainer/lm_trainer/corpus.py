@@ -9,16 +9,20 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lm_runtime.files import UnusableFileError, read_pieces
 from lm_runtime.scoring import TextCount
 from lm_runtime.tokenizer import Tokenizer
 from lm_trainer.datasets import DATASETS, fetch
 from lm_trainer.pydocs import write_pydocs
-from lm_trainer.token_file import TokenFile, write_token_file
+from lm_trainer.token_file import Ids, TokenFile, write_token_file
 
 DATA = Path("data")
 """Where corpora that are read or downloaded land, under the current folder."""
+
+TOKENS = "tokens"
+"""A run's folder of token files."""
 
 _VALID_SHARE = 0.05
 _TEST_SHARE = 0.05
@@ -156,6 +160,15 @@ def encode_corpus(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> dict[st
         )
         files[name] = dataclasses.replace(written, bytes=count.bytes, words=count.words)
     return files
+
+
+def open_split(run: Path, facts: dict[str, Any], split: str) -> Ids:
+    """The token ids of a run's split, by what its checkpoint says of it.
+
+    Raises:
+        UnusableFileError: the file is missing, or is not the one that was written.
+    """
+    return TokenFile(**facts["corpus"]["splits"][split]).open(token_path(run / TOKENS, split))
 
 
 def token_path(folder: Path, split: str) -> Path:

@@ -8,7 +8,6 @@ The folder holds ``config.toml``, ``last.pt``, ``best.pt``, ``tokenizer.json``, 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 import shutil
@@ -20,12 +19,10 @@ from typing import Any
 import torch
 
 from lm_runtime.bundle import NGRAM_TYPE, TOKENIZER
-from lm_runtime.files import UnusableFileError, folder_beside, holds_something, write_text
-from lm_runtime.generation import generate
-from lm_runtime.params import SamplingParams
+from lm_runtime.files import UnusableFileError, folder_beside, held, holds_something, write_text
 from lm_runtime.tokenizer import Tokenizer
-from lm_trainer.baselines import unigram, unigram_perplexity
-from lm_trainer.checkpoint import is_checkpoint, load_checkpoint, restore_config, restore_model
+from lm_trainer.baselines import unigram
+from lm_trainer.checkpoint import is_checkpoint, load_checkpoint, restore_config
 from lm_trainer.config import (
     BEST,
     FAMILIES,
@@ -37,26 +34,22 @@ from lm_trainer.config import (
     TrainingConfig,
 )
 from lm_trainer.config_file import CONFIG, to_toml
-from lm_trainer.corpus import encode_corpus, find_corpus, texts, token_path
-from lm_trainer.families import make_model, parameter_count, step_model, text_loss
-from lm_trainer.metrics import CURVE, EVENTS, METRICS, MetricsLog, draw_curve
-from lm_trainer.model import LanguageModel
+from lm_trainer.corpus import TOKENS, encode_corpus, find_corpus, open_split, texts, token_path
+from lm_trainer.families import make_model, parameter_count
+from lm_trainer.metrics import CURVE, EVENTS, METRICS, MetricsLog
 from lm_trainer.ngram_training import NgramTrainer
 from lm_trainer.pretrained import Pretrained
 from lm_trainer.processes import ALONE, Processes
-from lm_trainer.report import REPORT, write_report
-from lm_trainer.token_file import Ids, TokenFile, split_figures
+from lm_trainer.report import REPORT
+from lm_trainer.summary import SAMPLE, SUMMARY
 from lm_trainer.training import Trainer
 from lm_trainer.vocabulary import make_tokenizer
 
-SAMPLE = "sample.txt"
-SUMMARY = "summary.json"
-_TOKENS = "tokens"
 _HELD_OUT_TOKENS = 16_384
 _WIDE = 512
 _FACTS = ("corpus", "tokenizer", "tokenizer_config", "held_out", "threads", "processes", "device")
 _FILES = (CONFIG, LAST, BEST, TOKENIZER, METRICS, CURVE, SAMPLE, REPORT, SUMMARY)
-_FOLDERS = (_TOKENS, EVENTS)
+_FOLDERS = (TOKENS, EVENTS)
 _LENGTH = ("epochs", "patience")
 _PATHS = ("corpus", "init", "tokenizer")
 
@@ -140,13 +133,14 @@ def start(
                 place.rmdir()
             partial.rename(place)
             return
-        # The checkpoint first: the folder stays a run, which --force may replace again.
-        (partial / LAST).replace(place / LAST)
-        for name in (*_FILES, *_FOLDERS):
-            if name != LAST:
-                _remove(place / name)
-        for entry in partial.iterdir():
-            entry.rename(place / entry.name)
+        with held(place):
+            # The checkpoint first: the folder stays a run, which --force may replace again.
+            (partial / LAST).replace(place / LAST)
+            for name in (*_FILES, *_FOLDERS):
+                if name != LAST:
+                    _remove(place / name)
+            for entry in partial.iterdir():
+                entry.rename(place / entry.name)
 
 
 def _is_run(folder: Path) -> bool:
@@ -200,14 +194,14 @@ def _prepare(
         tokenizer = make_tokenizer(preset.tokenizer, texts(corpus.splits["train"].pieces()))
     model_config = ModelConfig(**{**preset.model, "vocab_size": tokenizer.vocab_size})
     write_text(run / TOKENIZER, tokenizer.json_text)
-    files = encode_corpus(corpus, tokenizer, run / _TOKENS)
+    files = encode_corpus(corpus, tokenizer, run / TOKENS)
     counts = ", ".join(f"{name} {file.tokens:,} tokens" for name, file in files.items())
     unknown = f" ({files['valid'].unknown:,} unknown in valid)" if tokenizer.unk_id is not None else ""
     tell(
         f"vocabulary {tokenizer.vocab_size:,} ({tokenizer.kind}); {counts}{unknown}; "
         f"{time.perf_counter() - begun:.1f} s"
     )
-    valid = files["valid"].open(token_path(run / _TOKENS, "valid"), verify=False)
+    valid = files["valid"].open(token_path(run / TOKENS, "valid"), verify=False)
     facts = {
         "corpus": {
             "name": corpus.name,
@@ -229,7 +223,7 @@ def _prepare(
         if pretrained:
             trainer.model.load_state_dict(pretrained.weights)
         elif preset.training.initial_weights == "scaled":
-            train = files["train"].open(token_path(run / _TOKENS, "train"), verify=False)
+            train = files["train"].open(token_path(run / TOKENS, "train"), verify=False)
             frequencies = torch.from_numpy(unigram(train, tokenizer.vocab_size))
             generator = torch.Generator().manual_seed(-1 - preset.training.seed)  # another one's numbers
             trainer.model.scale_weights(frequencies, generator)
@@ -369,8 +363,8 @@ def _trainer(
 ) -> Trainer | NgramTrainer:
     """What trains a new model; that of a checkpoint is taken up by its ``resume``."""
     common: dict[str, Any] = {
-        "train": _split(run, facts, "train"),
-        "valid": _split(run, facts, "valid"),
+        "train": open_split(run, facts, "train"),
+        "valid": open_split(run, facts, "valid"),
         "eos_id": tokenizer.eos_id,
         "facts": facts,
         "metrics": MetricsLog(run / METRICS if processes.is_first else Path(os.devnull)),
@@ -379,68 +373,3 @@ def _trainer(
         return NgramTrainer(run, model_config, **common)
     model = make_model(model_config, torch.Generator().manual_seed(config.seed)).to(device)
     return Trainer(run, model, config, **common, checkpoint_seconds=checkpoint_seconds, processes=processes)
-
-
-def _split(run: Path, facts: dict[str, Any], name: str) -> Ids:
-    return TokenFile(**facts["corpus"]["splits"][name]).open(token_path(run / _TOKENS, name))
-
-
-def read_summary(run: Path) -> dict[str, Any] | None:
-    """The content of ``summary.json``; None while the run is not complete.
-
-    Raises:
-        UnusableFileError: it is damaged.
-    """
-    path = run / SUMMARY
-    if not path.exists():
-        return None
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        summary = None
-    if not isinstance(summary, dict):
-        raise UnusableFileError(path, "damaged; delete it, and --resume writes it again")
-    return summary
-
-
-def finish(run: Path, device: torch.device, sample_tokens: int) -> dict[str, Any]:
-    """Draw the curve, sample a text from the best model, and sum the run up, also as a page.
-
-    Returns:
-        the content of ``summary.json``, which is written last.
-    """
-    path = run / BEST
-    content = load_checkpoint(path)
-    model, tokenizer = restore_model(path, content)
-    if isinstance(model, LanguageModel):
-        model.to(device)
-    splits = content["corpus"]["splits"]
-    end = load_checkpoint(run / LAST)
-    best, last = content["progress"], end["progress"]
-    baselines = {
-        "uniform": float(tokenizer.vocab_size),
-        "unigram": unigram_perplexity(
-            _split(run, content, "train"), _split(run, content, "valid"), tokenizer.vocab_size
-        ),
-    }
-    summary = {
-        "corpus": content["corpus"]["name"],
-        "parameters": parameter_count(model),
-        "epochs": last["epoch"],
-        "best_epoch": best["best_epoch"],
-        "stopped_early": last["epoch"] < end["training_config"].get("epochs", 1),
-        "seconds": round(last["seconds"], 1),
-        "baselines": baselines,
-        "valid": split_figures(best["valid_loss"], splits["valid"]),
-    }
-    if "test" in splits and splits["test"]["tokens"]:
-        loss = text_loss(model, _split(run, content, "test"), tokenizer.eos_id)
-        summary["test"] = split_figures(loss / splits["test"]["tokens"], splits["test"])
-    draw_curve(run, baselines)
-    params = SamplingParams(max_tokens=sample_tokens)
-    seed = content["training_config"].get("seed", 0)
-    sample = "".join(generate(step_model(model, tokenizer), "", params, seed=seed)) + "\n"
-    write_text(run / SAMPLE, sample)
-    write_report(run, summary, end, sample)
-    write_text(run / SUMMARY, json.dumps(summary, indent=2) + "\n")
-    return summary
