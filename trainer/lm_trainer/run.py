@@ -1,4 +1,4 @@
-"""A run: from a corpus to a trained model in a folder, or on from where it stopped.
+"""A run in its folder: begun from a corpus, or taken up where it stopped.
 
 The folder holds ``config.toml``, ``last.pt``, ``best.pt``, ``tokenizer.json``, the token files,
 ``metrics.jsonl``, ``loss.png``, ``sample.txt``, perhaps ``tensorboard`` and, once the run is complete,
