@@ -107,7 +107,7 @@ def test_export_replaces_only_a_bundle_and_only_when_told(
     code, _, err = invoke(lm_export, small_run, "--out", "other", "--force")
     assert (code, one_line(err)) == (
         2,
-        "lm-export: other holds something that is not a bundle; --force replaces only a bundle",
+        "lm-export: other: not a bundle: no config.json in it; --force replaces only a bundle",
     )
     shutil.copytree(small_bundle, tmp_path / "bundle")
     code, _, err = invoke(lm_export, small_run, "--out", "bundle")
@@ -120,6 +120,9 @@ def test_export_replaces_only_a_bundle_and_only_when_told(
         "lm-export: bundle/story.state is not the bundle's, and --force would remove it; move it away first",
     )
     (tmp_path / "bundle/story.state").unlink()
+    (tmp_path / "bundle/link").symlink_to(tmp_path / "other")
+    assert invoke(lm_export, small_run, "--out", "bundle", "--force")[0] == 2
+    (tmp_path / "bundle/link").unlink()
     assert invoke(lm_export, small_run, "--out", "bundle", "--force")[0] == 0
     assert tree(tmp_path) >= {"bundle/config.json", "other/notes.txt"}
     assert "bundle/onnx/model_quantized.onnx" not in tree(tmp_path)
@@ -134,9 +137,8 @@ def test_the_folder_of_another_tool_is_no_bundle(invoke: Invoke, tmp_path: Path,
     before = tree(tmp_path)
     code, _, err = invoke(lm_export, small_run, "--out", "model", "--force")
     assert code == 2
-    assert one_line(err).endswith(
-        "model holds something that is not a bundle; --force replaces only a bundle"
-    )
+    wanted = "model/config.json: bundle format None, where this version of steplm reads 1"
+    assert one_line(err) == f"lm-export: {wanted}; --force replaces only a bundle"
     assert tree(tmp_path) == before
 
 
@@ -147,7 +149,7 @@ def test_a_run_without_a_complete_epoch_has_a_last_checkpoint_only(
     shutil.copy(small_run / "last.pt", tmp_path / "run")
     code, _, err = invoke(lm_export, "run", "--out", "bundle")
     assert code == 1
-    wanted = "run/best.pt: no epoch is complete yet: lm-train --resume goes on, and last.pt can be named"
+    wanted = "run/best.pt: missing: an epoch's end writes it; lm-train --resume goes on with the run"
     assert one_line(err) == f"lm-export: {wanted}"
     assert invoke(lm_export, "run/last.pt", "--out", "bundle")[0] == 0
 

@@ -219,9 +219,11 @@ def test_events_are_all_metrics_also_of_parts_that_had_none(invoke: Invoke, tmp_
     assert invoke(lm_train, *options, "--epochs", 2, "--resume", "--tensorboard")[0] == 0
     check_events(tmp_path / "run")
     assert invoke(lm_train, *options, "--epochs", 3, "--resume")[0] == 0
+    (tmp_path / "run/tensorboard/mine").write_text("mine")
     assert invoke(lm_train, *options, "--epochs", 4, "--resume", "--tensorboard")[0] == 0
     check_events(tmp_path / "run")
     losses, records = events(tmp_path / "run").Scalars("loss/train"), metrics(tmp_path / "run", "step")
+    assert (tmp_path / "run/tensorboard/mine").read_text() == "mine"
     apart = losses[-1].wall_time - losses[0].wall_time
     assert apart == pytest.approx(records[-1]["seconds"] - records[0]["seconds"], abs=1e-3)
     assert invoke(lm_train, *options, "--epochs", 1, "--force")[0] == 0

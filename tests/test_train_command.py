@@ -11,7 +11,7 @@ import torch
 
 from conftest import COUNTED, FIXTURE, SMALL, TINY, Invoke, family_options, one_line, run_command, tree
 from lm_export.command import main as lm_export
-from lm_runtime.files import held
+from lm_runtime.files import folder_beside, held
 from lm_trainer import ngram_training
 from lm_trainer.checkpoint import load_checkpoint
 from lm_trainer.command import main as lm_train
@@ -71,6 +71,7 @@ def test_a_bad_corpus(
     [
         (b"", "text.txt: empty"),
         (b"one line", "too few lines to split off a validation and a test text"),
+        (b"one line of text here", "too few lines to split off a validation and a test text"),
         (b"a\n", "too few lines to split off a validation and a test text"),
         (bytes(range(256)) * 40, "text.txt: "),
     ],
@@ -251,11 +252,14 @@ def test_a_checkpoint_of_another_tool_makes_no_run(invoke: Invoke, tmp_path: Pat
     (tmp_path / "weights").mkdir()
     for name in ("last.pt", "best.pt"):
         torch.save({"epoch": 3}, tmp_path / "weights" / name)
-    before = {path: path.read_bytes() for path in (tmp_path / "weights").iterdir()}
+    (tmp_path / "weights/tokenizer.json").write_text("mine")
+    for name in ("tokens", "tensorboard"):
+        (tmp_path / "weights" / name).mkdir()
+    before = tree(tmp_path), (tmp_path / "weights/last.pt").read_bytes()
     code, _, err = invoke(lm_train, TINY, *SMALL, "--out", "weights", "--force")
     assert code == 2
     assert "weights holds something that is not a run" in one_line(err)
-    assert {path: path.read_bytes() for path in (tmp_path / "weights").iterdir()} == before
+    assert (tree(tmp_path), (tmp_path / "weights/last.pt").read_bytes()) == before
 
 
 def test_a_damaged_run_can_be_replaced(invoke: Invoke, tmp_path: Path, small_run: Path) -> None:
@@ -327,6 +331,34 @@ def test_two_processes_do_not_train_in_one_folder(
     assert one_line(err).endswith("run: another process is at work in it")
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
     assert invoke(lm_train, *again)[0] == 0
+
+
+def test_a_run_holds_its_folder_as_long_as_it_trains(
+    invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, refused = Trainer.step, []
+
+    def try_to_hold(self: Trainer) -> torch.Tensor:
+        with pytest.raises(ValueError, match="another process"), held(tmp_path / "run"):
+            pass
+        refused.append(self.progress.step)
+        return step(self)
+
+    monkeypatch.setattr(Trainer, "step", try_to_hold)
+    assert invoke(lm_train, TINY, *SMALL, "--epochs", 1, "--out", "run")[0] == 0
+    assert refused
+    with held(tmp_path / "run"):
+        pass
+
+
+def test_two_processes_do_not_set_up_one_folder(invoke: Invoke, tmp_path: Path) -> None:
+    with folder_beside(tmp_path / "run") as partial:
+        (partial / "theirs").write_text("")
+        code, _, err = invoke(lm_train, TINY, *SMALL, "--out", "run")
+        assert code == 2
+        assert one_line(err).endswith(".run.partial: another process is at work in it")
+        assert (partial / "theirs").exists()
+    assert invoke(lm_train, TINY, *SMALL, "--epochs", 1, "--out", "run")[0] == 0
 
 
 def test_a_run_that_would_hide_its_corpus_is_refused(invoke: Invoke, tmp_path: Path) -> None:

@@ -252,10 +252,8 @@ def check_out(out: Path, *, replace: bool) -> None:
         )
     try:
         own = {CONFIG, *read_config(out).files}
-    except UnusableFileError:
-        raise ValueError(
-            f"{out} holds something that is not a bundle; --force replaces only a bundle"
-        ) from None
+    except UnusableFileError as error:
+        raise ValueError(f"{error}; --force replaces only a bundle") from None
     for path in out.rglob("*"):
-        if not path.is_dir() and path.relative_to(out).as_posix() not in own:
+        if (path.is_symlink() or not path.is_dir()) and path.relative_to(out).as_posix() not in own:
             raise ValueError(f"{path} is not the bundle's, and --force would remove it; move it away first")

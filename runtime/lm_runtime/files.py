@@ -76,18 +76,33 @@ def folder_beside(folder: Path) -> Iterator[Path]:
 
     It is removed at the end, unless it was renamed, and so are the folders above it that had to be made,
     unless they are used by then.
+
+    Raises:
+        ValueError: another process is preparing it.
     """
     partial = folder.with_name(f".{folder.name}.partial")
     made = [parent for parent in folder.parents if not parent.exists()]
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
-        yield partial
+        partial.mkdir(parents=True, exist_ok=True)
+        with held(partial):
+            try:
+                for entry in partial.iterdir():  # of a process that was killed
+                    remove(entry)
+                yield partial
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
         with contextlib.suppress(OSError):
             for parent in made:
                 parent.rmdir()
+
+
+def remove(path: Path) -> None:
+    """Remove a folder with all that is in it, or a file, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def holds_something(folder: Path) -> bool:

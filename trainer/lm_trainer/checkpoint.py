@@ -70,7 +70,7 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str,
     except FileNotFoundError:
         if path.name == BEST and path.with_name(LAST).exists():
             raise UnusableFileError(
-                path, f"no epoch is complete yet: lm-train --resume goes on, and {LAST} can be named"
+                path, "missing: an epoch's end writes it; lm-train --resume goes on with the run"
             ) from None
         raise UnusableFileError(path, "no such checkpoint; lm-train makes one") from None
     except pickle.UnpicklingError:

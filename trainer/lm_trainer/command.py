@@ -397,7 +397,7 @@ def _events(trainer: Trainer | NgramTrainer, out: Path) -> Iterator[None]:
     from lm_trainer.events import EventLog
     from lm_trainer.summary import SAMPLE
 
-    with closing(EventLog(out)) as log:
+    with closing(EventLog(out, trainer.progress.seconds)) as log:
         trainer.metrics.watch = log.append
         yield
         log.add_sample((out / SAMPLE).read_text(encoding="utf-8"), trainer.progress.step)

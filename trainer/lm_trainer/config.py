@@ -187,7 +187,7 @@ class TrainingConfig:
     clip_value: float = 0.0
     """Largest absolute value of a gradient's element; 0 does not clip."""
     precision: str = "fp32"
-    """fp32, or bf16: matrix products in bfloat16, weights and sums in float32."""
+    """fp32, or bf16: matrix products in bfloat16, weights and what is summed over steps in float32."""
     patience: int = 0
     """Epochs without a better validation loss after which the run ends; 0 for never."""
     initial_weights: str = "torch"

@@ -127,14 +127,18 @@ def _one_file(path: Path) -> Corpus:
 
 def _line_after(path: Path, position: int) -> int:
     """Where the first line from ``position`` on begins; without lines the first word, else character."""
+    before = min(position, _SEARCH_BYTES)
     with path.open("rb") as file:
-        file.seek(position)
+        file.seek(position - before)
+        earlier = file.read(before)
         block = file.read(_SEARCH_BYTES)
     for mark, skipped in ((b"\n", 1), (b" ", 0)):
         if (at := block.find(mark)) >= 0:
             return position + at + skipped
-    within = (at for at, byte in enumerate(block) if byte & 0xC0 != 0x80)  # not within a character of UTF-8
-    return position + next(within, len(block))
+    if b"\n" in earlier or b" " in earlier:
+        return position + len(block)
+    begins = (at for at, byte in enumerate(block) if byte & 0xC0 != 0x80)  # a character of UTF-8
+    return position + next(begins, len(block))
 
 
 def texts(pieces: Iterable[tuple[str, bool]]) -> Iterator[str]:

@@ -5,7 +5,6 @@ Importing this needs tensorboard, whose writer is the one that torch has an inte
 
 from __future__ import annotations
 
-import shutil
 import textwrap
 import time
 from pathlib import Path
@@ -26,18 +25,22 @@ _TAGS = {
 
 
 class EventLog:
-    """Writes to the run's folder of events, which it makes anew from the metrics so far.
+    """Writes to the run's folder of events: at first those of the metrics so far, in place of what is there.
 
     Args:
         run: its folder.
+        seconds: that it has taken so far.
     """
 
-    def __init__(self, run: Path) -> None:
-        shutil.rmtree(run / EVENTS, ignore_errors=True)
+    def __init__(self, run: Path, seconds: float) -> None:
+        earlier = []
+        if (run / METRICS).exists():
+            earlier = read_metrics(run)
+            for path in (run / EVENTS).glob("events.out.tfevents.*"):
+                path.unlink()
         self._writer = SummaryWriter(str(run / EVENTS))
         self._before = {"step": 0, "seconds": 0.0}
-        earlier = read_metrics(run) if (run / METRICS).exists() else []
-        self._begun = time.time() - (earlier[-1]["seconds"] if earlier else 0)
+        self._begun = time.time() - seconds
         for record in earlier:
             self._add(record)
         self._writer.flush()

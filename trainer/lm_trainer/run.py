@@ -10,16 +10,17 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import shutil
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lm_runtime.bundle import NGRAM_TYPE, TOKENIZER
-from lm_runtime.files import UnusableFileError, folder_beside, held, holds_something, write_text
+from lm_runtime.commands import machine_fault
+from lm_runtime.files import UnusableFileError, folder_beside, held, holds_something, remove, write_text
 from lm_runtime.tokenizer import Tokenizer
 from lm_trainer.baselines import unigram
 from lm_trainer.checkpoint import is_checkpoint, load_checkpoint, restore_config
@@ -126,34 +127,29 @@ def start(
         )
     if resuming:
         tell(f"no run in {run} yet: starting")
-    with folder_beside(place) as partial:
+    with ExitStack() as stack:
+        if holds_something(place):
+            stack.enter_context(held(place))
+        partial = stack.enter_context(folder_beside(place))
         _prepare(partial, corpus_argument, preset, pretrained, device, processes, tell)
         if not holds_something(place):
             if place.exists():
                 place.rmdir()
             partial.rename(place)
             return
-        with held(place):
-            # The checkpoint first: the folder stays a run, which --force may replace again.
-            (partial / LAST).replace(place / LAST)
-            for name in (*_FILES, *_FOLDERS):
-                if name != LAST:
-                    _remove(place / name)
-            for entry in partial.iterdir():
-                entry.rename(place / entry.name)
+        # The checkpoint first: the folder stays a run, which --force may replace again.
+        (partial / LAST).replace(place / LAST)
+        for name in (*_FILES, *_FOLDERS):
+            if name != LAST:
+                remove(place / name)
+        for entry in partial.iterdir():
+            entry.rename(place / entry.name)
 
 
 def _is_run(folder: Path) -> bool:
     """Whether a folder holds a run, damaged or not: others call their files ``last.pt`` too."""
-    path = folder / LAST
-    return path.is_file() and ((folder / TOKENIZER).is_file() or is_checkpoint(path))
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    ours = any(is_checkpoint(folder / name) for name in (LAST, BEST))
+    return (folder / LAST).is_file() and (ours or token_path(folder / TOKENS, "train").is_file())
 
 
 def _check_processes(count: int, model_type: str, config: TrainingConfig) -> None:
@@ -327,7 +323,7 @@ def resume(
         trainer = _trainer(run, model_config, config, tokenizer, facts, device, checkpoint_seconds, processes)
         trainer.resume(content)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        if any(word in str(error) for word in ("alloc", "memory", "CUDA", "cuDNN")):  # not the file's
+        if machine_fault(error):
             raise
         raise UnusableFileError(path, f"damaged: {str(error).splitlines()[0]}") from None
     if length and isinstance(trainer, Trainer):

@@ -25,7 +25,7 @@ _EXTRAS = {"llguidance": ("regex",) * 2, "tensorboard": ("tensorboard",) * 2}
 """The extra that brings a module, as pip takes it and as it is called; all others are of the training."""
 
 _DEVICES = ("CUDA", "cuDNN", "CUBLAS", "NCCL")
-"""What a RuntimeError names that is the device's fault."""
+"""What an error names that is a device's."""
 
 
 class Command(click.Command):
@@ -71,13 +71,9 @@ class Command(click.Command):
                 f"{error.filename or 'writing'}: {error.strerror}" if error.strerror else str(error), 1
             )
         except RuntimeError as error:
-            text = str(error)
-            # What torch and onnxruntime raise where memory, also a device's, is used up.
-            if "out of memory" in text or "alloc" in text:
-                self._fail("out of memory", 1)
-            if not any(word in text for word in _DEVICES):
+            if not (fault := machine_fault(error)):
                 raise
-            self._fail(text.splitlines()[0], 1)
+            self._fail(fault, 1)
         sys.exit(code if isinstance(code, int) else 0)
 
     def check_interrupted(self) -> None:
@@ -96,6 +92,18 @@ class Command(click.Command):
     def _fail(self, message: str, status: int) -> NoReturn:
         click.echo(f"{self.name}: {' '.join(message.split())}", err=True)
         sys.exit(status)
+
+
+def machine_fault(error: Exception) -> str:
+    """What to say of an error of torch or onnxruntime that is the machine's fault, one line; else nothing.
+
+    Memory, also a device's, is used up, or a device has failed.
+    """
+    text = str(error)
+    of_device = any(word in text for word in _DEVICES)
+    if "out of memory" in text or ("alloc" in text and not of_device):
+        return "out of memory"
+    return text.splitlines()[0] if of_device or "memory" in text else ""
 
 
 @contextmanager
