@@ -237,7 +237,8 @@ def main() -> None:
         "Written by `python tests/benchmarks/families.py PTB --work WORK`, `PTB` being a folder with the "
         "Penn Treebank's `train.txt` and `valid.txt` (929,589 and 73,760 tokens with `<eos>`, 10,000 types). "
         f"Measured on {torch.get_num_threads()} cores ({machine()}), torch {torch.__version__}. Networks "
-        f"with {SEEDS} seeds, mean and range; what follows the tables of figures is of the first.",
+        f"with {SEEDS} seeds, mean and range; what follows the tables of figures is of the first. "
+        "Others use the machine too: from hour to hour times were seen to vary by a half.",
         "",
         "All by the same commands; networks have the tutorial's measures (embedding 128, hidden 1024, Adam, "
         "two epochs, after which the LSTM overfits), and nothing against overfitting: baselines, as the "
