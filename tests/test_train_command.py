@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -12,10 +14,11 @@ import torch
 from conftest import COUNTED, FIXTURE, SMALL, TINY, Invoke, family_options, one_line, run_command, tree
 from lm_export.command import main as lm_export
 from lm_runtime.files import folder_beside, held
-from lm_trainer import ngram_training
+from lm_trainer import ngram_training, summary
 from lm_trainer.checkpoint import load_checkpoint
 from lm_trainer.command import main as lm_train
 from lm_trainer.config import FAMILIES
+from lm_trainer.summary import finish
 from lm_trainer.training import Trainer
 
 
@@ -349,6 +352,24 @@ def test_a_run_holds_its_folder_as_long_as_it_trains(
     assert refused
     with held(tmp_path / "run"):
         pass
+
+
+@pytest.mark.parametrize("options", [[], ["--tensorboard"]])
+def test_a_run_is_summed_up_in_the_memory_that_its_training_had(
+    invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    """A network of two gigabytes with its optimizer would else need six for its sample."""
+    alive: list[int] = []
+
+    def count(*arguments: Any) -> dict[str, Any]:
+        alive.append(sum(type(thing) is Trainer for thing in gc.get_objects()))
+        return finish(*arguments)
+
+    before = sum(type(thing) is Trainer for thing in gc.get_objects())
+    monkeypatch.setattr(summary, "finish", count)
+    code, _, err = invoke(lm_train, TINY, *SMALL, "--epochs", 1, "--out", tmp_path / "run", *options)
+    assert code == 0, err
+    assert alive == [before]
 
 
 def test_two_processes_do_not_set_up_one_folder(invoke: Invoke, tmp_path: Path) -> None:

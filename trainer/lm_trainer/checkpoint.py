@@ -52,8 +52,13 @@ def is_checkpoint(path: Path) -> bool:
         return False
 
 
-def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
-    """Read a checkpoint, or a run's folder's best one.
+def load_checkpoint(path: Path, mapped: bool = True) -> dict[str, Any]:
+    """Read a checkpoint, or a run's folder's best one; its tensors are on the CPU.
+
+    Args:
+        path: its file, or the folder.
+        mapped: tensors are read from the file as they are used, so that the optimizer's take no memory. They
+            hold the file, even when another has taken its name.
 
     Raises:
         UnusableFileError: there is none, it is damaged, of a newer format, or not of this project.
@@ -64,7 +69,7 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str,
         # torch reads over a changed byte; the archive's checksums do not.
         if path.exists() and (not zipfile.is_zipfile(path) or zipfile.ZipFile(path).testzip()):
             raise UnusableFileError(path, "not a checkpoint, or damaged")
-        content = torch.load(path, map_location=device, weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except IsADirectoryError:
         raise UnusableFileError(path, "a folder, where a checkpoint is needed") from None
     except FileNotFoundError:

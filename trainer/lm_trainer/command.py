@@ -341,6 +341,7 @@ def main(
     with _events(trainer, out) if tensorboard and processes.is_first else nullcontext():
         if not trainer.complete:
             _train(trainer, out, processes)
+        del trainer  # and with it the optimizer's memory
         processes.leave()
         if not processes.is_first:
             return
@@ -397,10 +398,12 @@ def _events(trainer: Trainer | NgramTrainer, out: Path) -> Iterator[None]:
     from lm_trainer.events import EventLog
     from lm_trainer.summary import SAMPLE
 
-    with closing(EventLog(out, trainer.progress.seconds)) as log:
+    progress = trainer.progress
+    with closing(EventLog(out, progress.seconds)) as log:
         trainer.metrics.watch = log.append
+        del trainer  # which the caller lets go
         yield
-        log.add_sample((out / SAMPLE).read_text(encoding="utf-8"), trainer.progress.step)
+        log.add_sample((out / SAMPLE).read_text(encoding="utf-8"), progress.step)
 
 
 def _check_finder(picture: Path, given: dict[str, Any]) -> None:

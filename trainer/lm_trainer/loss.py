@@ -29,6 +29,10 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, bias: Tensor, target: Tensor
         return _apply(x, weight, bias, target)
 
 
+_ROWS = 32_768
+"""Of the weights' gradient: so many tokens' are made at a time, and converted."""
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, target: Tensor) -> Tensor:
@@ -49,7 +53,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         x, weight, dlogits = ctx.saved_tensors
         scale = dloss / x.shape[0]  # on the small factors: the large one is not read again for it
         dx = ((dlogits @ weight) * scale).to(x.dtype)
-        dweight = (dlogits.t() @ (x * scale.to(x.dtype))).to(ctx.types)
+        x = x * scale.to(x.dtype)
+        dweight = torch.empty_like(weight, dtype=ctx.types)
+        for rows, part in zip(dweight.split(_ROWS), dlogits.split(_ROWS, dim=1), strict=True):
+            rows.copy_(part.t() @ x)
         return dx, dweight, dlogits.sum(0).to(ctx.types) * scale, None
 
 

@@ -283,7 +283,7 @@ def resume(
         ValueError: a setting differs from the run's own.
     """
     path = run / LAST
-    content = load_checkpoint(path)
+    content = load_checkpoint(path, mapped=False)  # the optimizer's tensors become the trainer's
     model_config, tokenizer = restore_config(path, content)
     try:  # a setting that is newer than the run has its default
         recipe = content["training_config"] and dataclasses.asdict(

@@ -72,30 +72,35 @@ class _LstmScan(torch.autograd.Function):
             torch.mul(f, cs[step], out=cs[step + 1]).addcmul_(i, g)
             torch.tanh(cs[step + 1], out=tanh_cs[step])
             hs[step + 1] = o * tanh_cs[step]
-        ctx.save_for_backward(w, hs, cs, tanh_cs, values)
+        ctx.save_for_backward(product, hs, cs, tanh_cs, values)
+        ctx.type = w.dtype
         return hs[1:], hs[-1].to(c.dtype, copy=True), cs[-1].clone()
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, dh: Tensor, dc: Tensor) -> tuple[Tensor, ...]:
-        w, hs, cs, tanh_cs, values = ctx.saved_tensors
+        product, hs, cs, tanh_cs, values = ctx.saved_tensors
         time, batch, width = values.shape
-        product = w.to(hs.dtype)
+        i, f, g, o = values.view(time, batch, 4, width // 4).unbind(2)
+        # What dc and dh are multiplied by at each step is known for all steps: large operations in place of
+        # small ones, which take as long to begin as to end.
+        dc_dh = (1 - tanh_cs * tanh_cs).mul_(o)
+        factors = torch.empty_like(values).view(time, batch, 4, width // 4)
+        di, df, dg, do = factors.unbind(2)
+        torch.mul(g, i, out=di).mul_(1 - i)
+        torch.mul(cs[:-1], f, out=df).mul_(1 - f)
+        torch.mul(g, g, out=dg).neg_().add_(1).mul_(i)
+        torch.mul(tanh_cs, o, out=do).mul_(1 - o)
         dgates = hs.new_empty(time, batch, width)
-        dvalue = values.new_empty(batch, 4, width // 4)
-        di, df, dg, do = dvalue.unbind(1)
+        dhs, dc = dy.to(cs.dtype, copy=True), dc.clone()
         for step in range(time - 1, -1, -1):
-            i, f, g, o = values[step].chunk(4, dim=1)
-            tanh_c = tanh_cs[step]
-            dh = dh + dy[step]
-            dc = dc + dh * o * (1 - tanh_c * tanh_c)
-            torch.mul(dc, g, out=di).mul_(i).mul_(1 - i)
-            torch.mul(dc, cs[step], out=df).mul_(f).mul_(1 - f)
-            torch.mul(dc, i, out=dg).mul_(1 - g * g)
-            torch.mul(dh, tanh_c, out=do).mul_(o).mul_(1 - o)
-            dgates[step] = dvalue.view(batch, width)
-            dc = dc * f
-            dh = dgates[step] @ product
-        return dgates, _weight_gradient(dgates, hs, w), dh.to(cs.dtype), dc
+            dh = dhs[step].add_(dh)
+            dc.addcmul_(dh, dc_dh[step])
+            factors[step, :, :3].mul_(dc[:, None])
+            do[step].mul_(dh)
+            dgates[step] = factors[step].view(batch, width)
+            dc.mul_(f[step])
+            dh = torch.mm(dgates[step], product.t())
+        return dgates, _weight_gradient(dgates, hs, ctx.type), dh.to(cs.dtype), dc
 
 
 class _GruScan(torch.autograd.Function):
@@ -144,7 +149,7 @@ class _GruScan(torch.autograd.Function):
             dn.mul_(r)
             dours[step] = dvalue.view(batch, width)
             dh = dh * z + dours[step] @ product
-        return dgates, _weight_gradient(dours, read, w), dours.sum((0, 1), dtype=w.dtype), dh
+        return dgates, _weight_gradient(dours, read, w.dtype), dours.sum((0, 1), dtype=w.dtype), dh
 
 
 class _RnnScan(torch.autograd.Function):
@@ -169,12 +174,12 @@ class _RnnScan(torch.autograd.Function):
             h = hs[step + 1].to(dh.dtype)
             dgates[step] = (dh + dy[step]) * (1 - h * h)
             dh = (dgates[step] @ product).to(dh.dtype)
-        return dgates, _weight_gradient(dgates, hs, w), dh
+        return dgates, _weight_gradient(dgates, hs, w.dtype), dh
 
 
-def _weight_gradient(dgates: Tensor, hs: Tensor, w: Tensor) -> Tensor:
+def _weight_gradient(dgates: Tensor, hs: Tensor, dtype: torch.dtype) -> Tensor:
     """The sum over time and batch of ``dgates`` times what each step read: ``(gates, hidden)``."""
-    return (dgates.flatten(0, 1).t() @ hs[:-1].flatten(0, 1)).to(w.dtype)
+    return (dgates.flatten(0, 1).t() @ hs[:-1].flatten(0, 1)).to(dtype)
 
 
 _SCANS: dict[str, Callable[..., tuple[Tensor, ...]]] = {

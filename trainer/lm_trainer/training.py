@@ -406,7 +406,9 @@ class Trainer:
     def _save(self, name: str) -> None:
         """Write a checkpoint, unless the weights are no longer numbers."""
         pending = float(self._pending)
-        healthy = torch.stack([parameter.isfinite().all() for parameter in self.model.parameters()]).all()
+        # Not isfinite() of each: that takes as much memory again.
+        ends = [end for parameter in self.model.parameters() for end in parameter.detach().aminmax()]
+        healthy = torch.stack(ends).isfinite().all()
         self._check_finite(pending if bool(healthy) else math.nan)
         self.progress.pending = pending
         gather = self._processes.gather
