@@ -55,7 +55,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dx = ((dlogits @ weight) * scale).to(x.dtype)
         x = x * scale.to(x.dtype)
         dweight = torch.empty_like(weight, dtype=ctx.types)
-        for rows, part in zip(dweight.split(_ROWS), dlogits.split(_ROWS, dim=1), strict=True):
+        for rows, part in zip(torch.split(dweight, _ROWS), torch.split(dlogits, _ROWS, dim=1), strict=True):
             rows.copy_(part.t() @ x)
         return dx, dweight, dlogits.sum(0).to(ctx.types) * scale, None
 
