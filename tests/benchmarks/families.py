@@ -198,18 +198,32 @@ def clipping(corpus: Path, work: Path) -> list[tuple[str, list[str]]]:
     return rows
 
 
-def interpolation(corpus: Path, work: Path) -> dict[str, Any]:
-    """The LSTM and the n-grams as one model, the weight fitted on the first half of valid."""
+def interpolation(corpus: Path, work: Path) -> dict[str, list[float]]:
+    """The LSTM and the n-grams as one model, the weight fitted on the first half of valid.
+
+    Returns:
+        of each seed the perplexities on the second half, alone and as one, and the weight of the n-grams.
+    """
     lines = (corpus / "valid.txt").read_text(encoding="utf-8").splitlines(keepends=True)
     halves = [work / "valid-1.txt", work / "valid-2.txt"]
     for half, part in zip(halves, (lines[: len(lines) // 2], lines[len(lines) // 2 :]), strict=True):
         half.write_text("".join(part), encoding="utf-8")
-    lstm, ngram = (work / "bundles" / f"{family}-0" for family in ("lstm", "ngram"))
-    both = json.loads(command("lm-score", lstm, halves[1], "--with", ngram, "--fit", halves[0], "--json"))
-    alone = [json.loads(command("lm-score", bundle, halves[1], "--json")) for bundle in (lstm, ngram)]
+    lstms, [ngram] = (
+        [work / "bundles" / f"{family}-{seed}" for seed in seeds(family)] for family in ("lstm", "ngram")
+    )
+    pairs = [
+        json.loads(command("lm-score", lstm, halves[1], "--with", ngram, "--fit", halves[0], "--json"))
+        for lstm in lstms
+    ]
+    alone = [
+        [json.loads(command("lm-score", bundle, halves[1], "--json"))["perplexity"] for bundle in bundles]
+        for bundles in (lstms, [ngram])
+    ]
     return {
-        "weight": both["weight"],
-        "perplexities": [score["perplexity"] for score in (*alone, both)],
+        "lstm": alone[0],
+        "ngram": alone[1],
+        "both": [pair["perplexity"] for pair in pairs],
+        "weight": [pair["weight"] for pair in pairs],
     }
 
 
@@ -262,15 +276,15 @@ def main() -> None:
             f"{seconds} s | {runs[0]['bytes'] / 1e6:.1f} MB | {rates} |"
         )
     pair = interpolation(corpus, work)
-    lstm, ngram, both = pair["perplexities"]
     page += [
         "",
         "![Perplexity against the seconds of training](families_time.png)",
         "",
         "Two models err in different places: LSTM and 5-gram interpolated, "
         "`lm-score lstm valid-2.txt --with ngram --fit valid-1.txt`, the weight fitted on the first half of "
-        f"valid, scored on the second: LSTM {lstm:.1f}, n-gram {ngram:.1f}, both **{both:.1f}** (weight of "
-        f"the n-gram {pair['weight']:.3f}).",
+        f"valid, scored on the second: LSTM {spread(pair['lstm'], '.1f')}, n-gram "
+        f"{spread(pair['ngram'], '.1f')}, both **{spread(pair['both'], '.1f')}**; weight of the n-gram "
+        f"{spread(pair['weight'], '.3f')}.",
         "",
         *samples({family: runs[0]["sample"] for family, runs in figures.items()}),
     ]
