@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lm_runtime.params import SamplingParams
+from lm_runtime.sampling.params import SamplingParams
 
 PROMPT = "the keeper of the"
 GREEDY_TOKENS = 60

@@ -18,12 +18,12 @@ import numpy as np
 from conftest import FIXTURE, ROOT, TINY
 from fixture_cases import GREEDY_TOKENS, PROMPT, SAMPLED, SCORED_TEXT
 from lm_runtime.files import read_pieces, write_text
-from lm_runtime.generation import generate_samples
-from lm_runtime.model import initial_state
-from lm_runtime.params import SamplingParams
-from lm_runtime.scoring import token_log_probabilities
-from lm_trainer.checkpoint import load_checkpoint, restore_model
-from lm_trainer.model import TorchStepModel
+from lm_runtime.generation.generate import generate_samples
+from lm_runtime.models.onnx import initial_state
+from lm_runtime.sampling.params import SamplingParams
+from lm_runtime.scoring.score import token_log_probabilities
+from lm_trainer.networks.base import TorchStepModel
+from lm_trainer.run.checkpoint import load_checkpoint, restore_model
 
 _RECIPE = (
     "--tokenizer word --vocab-size 200 --embedding-dim 16 --hidden-size 24 --layers 2 --no-tied "

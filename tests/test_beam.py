@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 
 import lm_runtime
 from conftest import FIXTURE
-from lm_runtime.beam import BeamHypothesis, beam_search
 from lm_runtime.bundle import StateTensor
-from lm_runtime.model import OnnxModel, initial_state
-from lm_runtime.params import SamplingParams
-from lm_runtime.scoring import token_log_probabilities
-from lm_runtime.session import Session
-from lm_runtime.stepper import PlainStepper, State, Stepper
+from lm_runtime.generation.beam import BeamHypothesis, beam_search
+from lm_runtime.generation.session import Session
+from lm_runtime.models.onnx import OnnxModel, initial_state
+from lm_runtime.models.stepper import PlainStepper, State, Stepper
+from lm_runtime.sampling.params import SamplingParams
+from lm_runtime.scoring.score import token_log_probabilities
 from lm_runtime.tokenizer import Tokenizer
 from lm_trainer.config import TokenizerConfig
-from lm_trainer.vocabulary import make_tokenizer
+from lm_trainer.corpora.vocabulary import make_tokenizer
 
 # Sums of float32 log-probabilities of about 20 tokens, taken in two ways.
 SUMS_AGREE = 1e-4

@@ -19,11 +19,11 @@ import pytest
 import lm_runtime
 from conftest import FIXTURE, Invoke, one_line
 from lm_runtime.commands.generate import main as lm_generate
-from lm_runtime.completion import Request, complete
-from lm_runtime.generation import generate_samples
-from lm_runtime.model import OnnxModel
-from lm_runtime.params import SamplingParams
-from lm_runtime.stepper import State
+from lm_runtime.generation.complete import Request, complete
+from lm_runtime.generation.generate import generate_samples
+from lm_runtime.models.onnx import OnnxModel
+from lm_runtime.models.stepper import State
+from lm_runtime.sampling.params import SamplingParams
 
 PROMPTS = ["the keeper", "", "Mara wrote a letter\nand", "the", "the keeper", "xyzzy"]
 

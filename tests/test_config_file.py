@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from conftest import SMALL, TINY, Invoke, one_line, tree
 from lm_runtime.files import write_text
-from lm_trainer.checkpoint import load_checkpoint
 from lm_trainer.command import main as lm_train
 from lm_trainer.config_file import read_config, to_toml
-from lm_trainer.training import Trainer
+from lm_trainer.run.checkpoint import load_checkpoint
+from lm_trainer.training.loop import Trainer
 
 VALUES = st.one_of(
     st.text(), st.booleans(), st.integers(-(1 << 63), (1 << 63) - 1), st.floats(allow_nan=False)

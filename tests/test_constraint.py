@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers
 
 from conftest import TINY
-from lm_runtime.constraint import Matcher, Pattern, _alike
 from lm_runtime.files import read_pieces
+from lm_runtime.sampling.constraint import Matcher, Pattern, _alike
 from lm_runtime.tokenizer import Tokenizer
 from lm_trainer.config import TokenizerConfig
-from lm_trainer.corpus import texts
-from lm_trainer.vocabulary import make_tokenizer
+from lm_trainer.corpora.corpus import texts
+from lm_trainer.corpora.vocabulary import make_tokenizer
 
 LONGEST = 5
 """The most characters of a text that is counted out."""
@@ -265,7 +265,7 @@ def test_a_pattern_that_many_texts_have_used_allows_what_a_new_one_does(
     tokenizer, expression = tiny("word"), r"(?s).{0,40}(the|and)"
     new = Pattern(expression, tokenizer)
     starts = {id(new.start(True))}
-    monkeypatch.setattr("lm_runtime.constraint._STATES", 2500)
+    monkeypatch.setattr("lm_runtime.sampling.constraint._STATES", 2500)
     used = Pattern(expression, tokenizer)
     for seed in range(30):
         generator, matchers = random.Random(seed), [pattern.matcher(True) for pattern in (new, used)]
@@ -279,7 +279,7 @@ def test_a_pattern_that_many_texts_have_used_allows_what_a_new_one_does(
         assert matchers[1].finished
         starts.add(id(used.start(True)))
     assert len(starts) > 3, "the states were never used up"
-    monkeypatch.setattr("lm_runtime.constraint._STATES", 100)
+    monkeypatch.setattr("lm_runtime.sampling.constraint._STATES", 100)
     with pytest.raises(ValueError, match=r"too complex for this vocabulary \(.*too many states"):
         Pattern(expression, tokenizer).matcher(True)
 

@@ -19,14 +19,14 @@ from hypothesis import strategies as st
 
 from conftest import TINY
 from lm_runtime.files import UnusableFileError
-from lm_trainer import datasets
-from lm_trainer.baselines import unigram_perplexity
 from lm_trainer.config import TokenizerConfig
-from lm_trainer.corpus import encode_corpus, find_corpus, texts, token_path
-from lm_trainer.datasets import DATASETS, Download, fetch
-from lm_trainer.pydocs import write_pydocs
-from lm_trainer.token_file import write_token_file
-from lm_trainer.vocabulary import make_tokenizer
+from lm_trainer.corpora import datasets
+from lm_trainer.corpora.corpus import encode_corpus, find_corpus, texts, token_path
+from lm_trainer.corpora.datasets import DATASETS, Download, fetch
+from lm_trainer.corpora.pydocs import write_pydocs
+from lm_trainer.corpora.token_file import write_token_file
+from lm_trainer.corpora.vocabulary import make_tokenizer
+from lm_trainer.reports.baselines import unigram_perplexity
 
 SPLITS = ("train", "valid", "test")
 

@@ -27,10 +27,10 @@ import numpy as np
 import torch
 from dataclasses import replace
 from lm_trainer.config import ModelConfig
-from lm_trainer.families import make_model
-from lm_trainer.metrics import MetricsLog
+from lm_trainer.networks.registry import make_model
+from lm_trainer.reports.metrics import MetricsLog
 from lm_trainer.presets import PRESETS
-from lm_trainer.training import Trainer
+from lm_trainer.training.loop import Trainer
 
 preset, folder = PRESETS[sys.argv[1]], Path(sys.argv[2])
 config = ModelConfig(**{**preset.model, "vocab_size": 1000})

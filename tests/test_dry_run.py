@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from conftest import SMALL, TINY, Invoke, family_options, one_line, tree
-from lm_trainer import dry_run
-from lm_trainer.checkpoint import load_checkpoint
 from lm_trainer.command import main as lm_train
-from lm_trainer.training import Trainer
+from lm_trainer.run import dry_run
+from lm_trainer.run.checkpoint import load_checkpoint
+from lm_trainer.training.loop import Trainer
 
 
 @pytest.fixture

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 
 import lm_runtime
 from conftest import FIXTURE
-from lm_runtime.engine import Engine, Piece
-from lm_runtime.filters import log_probabilities
-from lm_runtime.generation import generate_batch
-from lm_runtime.model import OnnxModel
-from lm_runtime.params import SamplingParams
-from lm_runtime.session import Session
+from lm_runtime.generation.engine import Engine, Piece
+from lm_runtime.generation.generate import generate_batch
+from lm_runtime.generation.session import Session
+from lm_runtime.models.onnx import OnnxModel
+from lm_runtime.sampling.filters import log_probabilities
+from lm_runtime.sampling.params import SamplingParams
 
 PARAMS = [
     SamplingParams(max_tokens=12, top_p=0.9),

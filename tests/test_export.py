@@ -18,17 +18,17 @@ from conftest import SMALL, TINY, Invoke, run_command
 from lm_export import bundle_writer, parity
 from lm_export import quantize as quantize_module
 from lm_export.command import main
+from lm_export.forms.recurrent import RecurrentStep
 from lm_export.graph import NEWEST_OPSET, OLDEST_OPSET, ExportError, make_step_graph
 from lm_export.quantize import layers_by_precision, quantize_int8
-from lm_export.recurrent import RecurrentStep
 from lm_runtime.bundle import LOGITS_FROM, BundleConfig
-from lm_runtime.generation import generate_samples
-from lm_runtime.params import SamplingParams
-from lm_trainer.checkpoint import load_checkpoint, restore_model
+from lm_runtime.generation.generate import generate_samples
+from lm_runtime.sampling.params import SamplingParams
 from lm_trainer.config import FAMILIES, ModelConfig
-from lm_trainer.families import NETWORKS, make_model, step_model
-from lm_trainer.model import LanguageModel, TorchStepModel
-from lm_trainer.recurrent import CELLS, RecurrentLM
+from lm_trainer.networks.base import LanguageModel, TorchStepModel
+from lm_trainer.networks.recurrent import CELLS, RecurrentLM
+from lm_trainer.networks.registry import NETWORKS, make_model, step_model
+from lm_trainer.run.checkpoint import load_checkpoint, restore_model
 
 SHAPES = [(1, 1), (3, 5), (2, 64)]
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from conftest import TINY, Invoke, one_line, tree
-from lm_trainer.checkpoint import load_checkpoint
 from lm_trainer.command import main as lm_train
 from lm_trainer.config_file import read_config
-from lm_trainer.training import Trainer
+from lm_trainer.run.checkpoint import load_checkpoint
+from lm_trainer.training.loop import Trainer
 
 TRAINING: list[object] = ["--batch-size", 4, "--seq-len", 10, "--sample-tokens", 5]
 NEW = "the keeper wrote a zeppelin\nquux of the keeper\n"

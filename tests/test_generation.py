@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 import lm_runtime
 from conftest import FIXTURE
-from lm_runtime.generation import generate_samples
-from lm_runtime.model import OnnxModel
-from lm_runtime.params import SamplingParams
-from lm_runtime.session import StopScanner
+from lm_runtime.generation.generate import generate_samples
+from lm_runtime.generation.session import StopScanner
+from lm_runtime.models.onnx import OnnxModel
+from lm_runtime.sampling.params import SamplingParams
 
 
 @pytest.fixture(scope="module")

@@ -11,15 +11,15 @@ import pytest
 import lm_runtime
 from conftest import FIXTURE, TINY, Invoke, one_line
 from lm_runtime.commands.score import main as lm_score
-from lm_runtime.filters import log_probabilities
-from lm_runtime.generation import generate_samples
-from lm_runtime.interpolation import InterpolatedModel, fit_weight
-from lm_runtime.model import OnnxModel, initial_state, read
-from lm_runtime.ngram import NgramModel
-from lm_runtime.params import SamplingParams
-from lm_runtime.scoring import score_file
-from lm_runtime.session import Session
-from lm_trainer.ngram import estimate
+from lm_runtime.generation.generate import generate_samples
+from lm_runtime.generation.session import Session
+from lm_runtime.models.interpolation import InterpolatedModel, fit_weight
+from lm_runtime.models.ngram import NgramModel
+from lm_runtime.models.onnx import OnnxModel, initial_state, read
+from lm_runtime.sampling.filters import log_probabilities
+from lm_runtime.sampling.params import SamplingParams
+from lm_runtime.scoring.score import score_file
+from lm_trainer.ngram.estimation import estimate
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest
 FAULTS = """
 import resource
 import numpy as np
-from lm_trainer.memory import keep_freed_memory
+from lm_trainer.training.memory import keep_freed_memory
 {call}
 np.ones(5_000_000)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from lm_trainer.config import ModelConfig
-from lm_trainer.families import NETWORKS, make_model
-from lm_trainer.loss import linear_cross_entropy
-from lm_trainer.model import LanguageModel, Noise, negative_log_likelihood
-from lm_trainer.recurrent import CELLS, RecurrentLM, read_layer
-from lm_trainer.scan import scan_layer
+from lm_trainer.networks.base import LanguageModel, Noise, negative_log_likelihood
+from lm_trainer.networks.loss import linear_cross_entropy
+from lm_trainer.networks.recurrent import CELLS, RecurrentLM, read_layer
+from lm_trainer.networks.registry import NETWORKS, make_model
+from lm_trainer.networks.scan import scan_layer
 
 IDS = np.random.default_rng(0).integers(0, 50, 900).astype(np.uint16)
 

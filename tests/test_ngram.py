@@ -21,17 +21,17 @@ from numpy.typing import NDArray
 import lm_runtime
 from conftest import FIXTURE, TINY
 from lm_runtime.files import UnusableFileError, read_pieces
-from lm_runtime.model import initial_state, join_states, read
-from lm_runtime.ngram import NgramModel, log_probabilities
-from lm_runtime.ngram_tables import NgramTables
-from lm_runtime.params import SamplingParams
-from lm_runtime.scoring import score_file
-from lm_runtime.session import Session
+from lm_runtime.generation.session import Session
+from lm_runtime.models.ngram import NgramModel, log_probabilities
+from lm_runtime.models.ngram_tables import NgramTables
+from lm_runtime.models.onnx import initial_state, join_states, read
+from lm_runtime.sampling.params import SamplingParams
+from lm_runtime.scoring.score import score_file
 from lm_runtime.tokenizer import Tokenizer
-from lm_trainer import ngram
 from lm_trainer.config import TokenizerConfig
-from lm_trainer.ngram import FALLBACK_DISCOUNTS, discounts_of, estimate, write_arpa
-from lm_trainer.vocabulary import make_tokenizer
+from lm_trainer.corpora.vocabulary import make_tokenizer
+from lm_trainer.ngram import estimation as ngram
+from lm_trainer.ngram.estimation import FALLBACK_DISCOUNTS, discounts_of, estimate, write_arpa
 
 FLOAT32 = 1e-5
 """Natural-log units: float32's rounding of logarithms down to -20, added over the orders."""

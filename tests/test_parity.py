@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 import lm_runtime
 from conftest import FIXTURE, ROOT
 from fixture_cases import GREEDY_TOKENS, PROMPT, SAMPLED, SCORED_TEXT
-from lm_runtime.completion import Request, complete
 from lm_runtime.files import read_pieces
-from lm_runtime.generation import generate_samples
-from lm_runtime.model import OnnxModel, initial_state, read, state_of
-from lm_runtime.params import SamplingParams
-from lm_runtime.scoring import token_log_probabilities
-from lm_runtime.session import Session
+from lm_runtime.generation.complete import Request, complete
+from lm_runtime.generation.generate import generate_samples
+from lm_runtime.generation.session import Session
+from lm_runtime.models.onnx import OnnxModel, initial_state, read, state_of
+from lm_runtime.sampling.params import SamplingParams
+from lm_runtime.scoring.score import token_log_probabilities
 
 # Of fp32 rounding in another order of operations; logits here are below 20.
 CLOSE = 1e-4

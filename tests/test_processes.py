@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from conftest import SMALL, TINY, run_command, tree
-from lm_trainer.checkpoint import load_checkpoint
+from lm_trainer.run.checkpoint import load_checkpoint
 from test_training import changed, records, same, wait_for
 
 TOGETHER = ["--nproc-per-node", 2, "--no-python", Path(sys.executable).parent / "lm-train"]
@@ -163,7 +163,7 @@ import sys
 import psutil
 import torch
 
-from lm_trainer.processes import Processes
+from lm_trainer.training.processes import Processes
 
 processes = Processes.join(torch.device("cpu"))
 parameter = torch.nn.Parameter(torch.ones(3))

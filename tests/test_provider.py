@@ -10,9 +10,9 @@ import pytest
 
 import lm_runtime
 from conftest import FIXTURE
-from lm_runtime import model as model_module
-from lm_runtime.model import OnnxModel
-from lm_runtime.stepper import BoundStepper
+from lm_runtime.models import onnx as model_module
+from lm_runtime.models.onnx import OnnxModel
+from lm_runtime.models.stepper import BoundStepper
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 

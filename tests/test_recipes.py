@@ -12,11 +12,11 @@ from torch import Tensor
 
 from conftest import TINY, Invoke
 from lm_export.command import main as lm_export
-from lm_trainer.checkpoint import load_checkpoint
 from lm_trainer.command import main as lm_train
 from lm_trainer.config import FAMILIES
 from lm_trainer.presets import PRESETS
-from lm_trainer.training import Trainer
+from lm_trainer.run.checkpoint import load_checkpoint
+from lm_trainer.training.loop import Trainer
 
 
 def made_small(name: str) -> list[object]:

@@ -14,11 +14,11 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from conftest import COUNTED, SMALL, TINY, Invoke, one_line, tree
-from lm_trainer import rate_finder
-from lm_trainer.checkpoint import load_checkpoint
 from lm_trainer.command import main as lm_train
-from lm_trainer.summary import read_summary
-from lm_trainer.training import Progress
+from lm_trainer.reports.summary import read_summary
+from lm_trainer.run import rate_finder
+from lm_trainer.run.checkpoint import load_checkpoint
+from lm_trainer.training.loop import Progress
 
 
 class Page(HTMLParser):
@@ -204,7 +204,7 @@ def test_events_are_the_metrics_also_after_a_run_was_killed(
 
     options = [TINY, *SMALL, "--epochs", 3, "--clip-norm", 1, "--out", "run", "--tensorboard"]
     with monkeypatch.context() as patch:
-        patch.setattr("lm_trainer.terminal._RunBar._record", kill)
+        patch.setattr("lm_trainer.training.progress._RunBar._record", kill)
         with pytest.raises(KilledError):
             invoke(lm_train, *options)
     step = load_checkpoint(tmp_path / "run/last.pt")["progress"]["step"]

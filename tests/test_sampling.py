@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lm_runtime.filters import (
+from lm_runtime.sampling.filters import (
     ban_repeated_ngrams,
     ban_sequences,
     keep_min_p,
@@ -23,9 +23,9 @@ from lm_runtime.filters import (
     penalize_counts,
     penalize_repetition,
 )
-from lm_runtime.history import WINDOW, History
-from lm_runtime.params import SamplingParams
-from lm_runtime.sampling import Sampler, draw, look_back
+from lm_runtime.sampling.history import WINDOW, History
+from lm_runtime.sampling.params import SamplingParams
+from lm_runtime.sampling.sampler import Sampler, draw, look_back
 
 LOGITS = st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=400).map(
     lambda values: np.array(values, dtype=np.float32)

@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 
 import lm_runtime
 from conftest import FIXTURE, TINY, Invoke, one_line
-from lm_runtime import rescoring, scoring
 from lm_runtime.bundle import StateTensor
 from lm_runtime.commands.score import main as lm_score
-from lm_runtime.model import OnnxModel, StepModel
-from lm_runtime.rescoring import Hypothesis, rescore, score_texts
-from lm_runtime.scoring import Score, log_softmax_at, score_file
-from lm_runtime.stepper import State, Stepper
+from lm_runtime.models.onnx import OnnxModel, StepModel
+from lm_runtime.models.stepper import State, Stepper
+from lm_runtime.scoring import rescoring
+from lm_runtime.scoring import score as scoring
+from lm_runtime.scoring.rescoring import Hypothesis, rescore, score_texts
+from lm_runtime.scoring.score import Score, log_softmax_at, score_file
 from lm_runtime.tokenizer import Tokenizer
 
 FLOAT32_SUM = 1e-5

@@ -17,11 +17,11 @@ import lm_runtime
 from conftest import FIXTURE, Invoke, run_command
 from lm_runtime.commands.generate import main as lm_generate
 from lm_runtime.files import UnusableFileError
-from lm_runtime.generation import generate_batch
-from lm_runtime.history import WINDOW
-from lm_runtime.model import OnnxModel
-from lm_runtime.params import SamplingParams
-from lm_runtime.session import Session
+from lm_runtime.generation.generate import generate_batch
+from lm_runtime.generation.session import Session
+from lm_runtime.models.onnx import OnnxModel
+from lm_runtime.sampling.history import WINDOW
+from lm_runtime.sampling.params import SamplingParams
 
 PENALTIES = {"repetition_penalty": 1.3, "top_p": 0.9, "stop": ("\n\n\n\n\n",)}
 PROMPTS = ["", "the keeper", "Mara wrote a letter\nand", "xyzzy " * 30]

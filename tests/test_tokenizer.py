@@ -15,8 +15,8 @@ from conftest import ROOT, TINY
 from lm_runtime.files import read_pieces
 from lm_runtime.tokenizer import EOS, UNK, Tokenizer
 from lm_trainer.config import TokenizerConfig
-from lm_trainer.corpus import texts
-from lm_trainer.vocabulary import make_tokenizer
+from lm_trainer.corpora.corpus import texts
+from lm_trainer.corpora.vocabulary import make_tokenizer
 
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
 SAMPLE = [

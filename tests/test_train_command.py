@@ -14,12 +14,13 @@ import torch
 from conftest import COUNTED, FIXTURE, SMALL, TINY, Invoke, family_options, one_line, run_command, tree
 from lm_export.command import main as lm_export
 from lm_runtime.files import folder_beside, held
-from lm_trainer import ngram_training, summary
-from lm_trainer.checkpoint import load_checkpoint
 from lm_trainer.command import main as lm_train
 from lm_trainer.config import FAMILIES
-from lm_trainer.summary import finish
-from lm_trainer.training import Trainer
+from lm_trainer.ngram import training as ngram_training
+from lm_trainer.reports import summary
+from lm_trainer.reports.summary import finish
+from lm_trainer.run.checkpoint import load_checkpoint
+from lm_trainer.training.loop import Trainer
 
 
 def write_corpus(folder: Path, train: bytes | None, valid: bytes | None = b"a b\n") -> Path:

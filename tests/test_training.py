@@ -20,14 +20,21 @@ import torch
 from torch import nn
 
 from conftest import SMALL, TINY, family_options, run_command
-from lm_trainer import training
-from lm_trainer.checkpoint import load_checkpoint, restore_model
 from lm_trainer.config import TrainingConfig
-from lm_trainer.families import NETWORKS
-from lm_trainer.metrics import MetricsLog
+from lm_trainer.networks.recurrent import CELLS, RecurrentLM
+from lm_trainer.networks.registry import NETWORKS
 from lm_trainer.presets import PRESETS
-from lm_trainer.recurrent import CELLS, RecurrentLM
-from lm_trainer.training import InterruptedRunError, Progress, Report, Trainer, TrainingError, learning_rate
+from lm_trainer.reports.metrics import MetricsLog
+from lm_trainer.run.checkpoint import load_checkpoint, restore_model
+from lm_trainer.training import loop as training
+from lm_trainer.training.loop import (
+    InterruptedRunError,
+    Progress,
+    Report,
+    Trainer,
+    TrainingError,
+    learning_rate,
+)
 from test_networks import IDS, small_model
 
 SILENT = Report(step=lambda progress: None, record=lambda progress, loss: None, epoch=lambda record: None)

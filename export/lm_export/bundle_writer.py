@@ -33,14 +33,14 @@ from lm_runtime.bundle import (
     read_config,
 )
 from lm_runtime.files import UnusableFileError, folder_beside, holds_something
-from lm_runtime.model import load
-from lm_runtime.ngram_tables import NgramTables
+from lm_runtime.models.ngram_tables import NgramTables
+from lm_runtime.models.onnx import load
 from lm_runtime.tokenizer import Tokenizer
-from lm_trainer.checkpoint import load_checkpoint, restore_model, training_settings
 from lm_trainer.config import ModelConfig
-from lm_trainer.families import Model, parameter_count, step_model
-from lm_trainer.ngram import write_arpa
-from lm_trainer.token_file import split_figures
+from lm_trainer.corpora.token_file import split_figures
+from lm_trainer.networks.registry import Model, parameter_count, step_model
+from lm_trainer.ngram.estimation import write_arpa
+from lm_trainer.run.checkpoint import load_checkpoint, restore_model, training_settings
 
 LARGEST_INT8_COST = 0.01
 """How much perplexity int8 may cost, as a share."""

@@ -14,10 +14,10 @@ import onnx
 import torch
 from torch import nn
 
-from lm_export.recurrent import TRANSLATIONS, RecurrentStep
+from lm_export.forms.recurrent import TRANSLATIONS, RecurrentStep
 from lm_runtime.bundle import LOGITS, LOGITS_FROM, TOKEN, BundleConfig
-from lm_trainer.model import LanguageModel
-from lm_trainer.recurrent import CELLS, RecurrentLM
+from lm_trainer.networks.base import LanguageModel
+from lm_trainer.networks.recurrent import CELLS, RecurrentLM
 
 OLDEST_OPSET = 15
 """Older ones fail in the conversion from the exporter's own operator set."""

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lm_runtime.model import StepModel, initial_state
-from lm_runtime.scoring import log_softmax_at
-from lm_runtime.stepper import State
+from lm_runtime.models.onnx import StepModel, initial_state
+from lm_runtime.models.stepper import State
+from lm_runtime.scoring.score import log_softmax_at
 
 TOLERANCE = 1e-4
 """The largest difference allowed in fp32. Rounding gave 1e-6 for logits of about 10; a wrong gate or a

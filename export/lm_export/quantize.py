@@ -12,7 +12,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from lm_export.graph import ExportError
 from lm_trainer.config import ModelConfig
-from lm_trainer.recurrent import CELLS
+from lm_trainer.networks.recurrent import CELLS
 
 _INT8 = {"LSTM": "DynamicQuantizeLSTM", "MatMul": "MatMulInteger"}
 """The operators that onnxruntime has in int8, and those that they become; Gather reads int8 as it is."""

@@ -12,18 +12,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lm_runtime.beam import BeamHypothesis, beam_search
-    from lm_runtime.completion import Completion, Request, complete
-    from lm_runtime.engine import Engine, Piece
     from lm_runtime.files import UnusableFileError
-    from lm_runtime.generation import generate, generate_batch, generate_samples, suggest
-    from lm_runtime.interpolation import InterpolatedModel, fit_weight
-    from lm_runtime.model import initial_state, load
-    from lm_runtime.params import SamplingParams
-    from lm_runtime.rescoring import Hypothesis, Rescored, read_hypotheses, rescore, score_texts
-    from lm_runtime.scoring import Score, score_file
-    from lm_runtime.session import Session
-    from lm_runtime.stepper import State
+    from lm_runtime.generation.beam import BeamHypothesis, beam_search
+    from lm_runtime.generation.complete import Completion, Request, complete
+    from lm_runtime.generation.engine import Engine, Piece
+    from lm_runtime.generation.generate import generate, generate_batch, generate_samples, suggest
+    from lm_runtime.generation.session import Session
+    from lm_runtime.models.interpolation import InterpolatedModel, fit_weight
+    from lm_runtime.models.onnx import initial_state, load
+    from lm_runtime.models.stepper import State
+    from lm_runtime.sampling.params import SamplingParams
+    from lm_runtime.scoring.rescoring import Hypothesis, Rescored, read_hypotheses, rescore, score_texts
+    from lm_runtime.scoring.score import Score, score_file
 
 __all__ = [
     "BeamHypothesis",
@@ -55,32 +55,32 @@ __all__ = [
 ]
 
 _HOME = {
-    "InterpolatedModel": "interpolation",
-    "fit_weight": "interpolation",
-    "BeamHypothesis": "beam",
-    "Completion": "completion",
-    "Engine": "engine",
-    "Hypothesis": "rescoring",
-    "Piece": "engine",
-    "Request": "completion",
-    "Rescored": "rescoring",
-    "SamplingParams": "params",
-    "Score": "scoring",
-    "Session": "session",
-    "State": "stepper",
+    "InterpolatedModel": "models.interpolation",
+    "fit_weight": "models.interpolation",
+    "BeamHypothesis": "generation.beam",
+    "Completion": "generation.complete",
+    "Engine": "generation.engine",
+    "Hypothesis": "scoring.rescoring",
+    "Piece": "generation.engine",
+    "Request": "generation.complete",
+    "Rescored": "scoring.rescoring",
+    "SamplingParams": "sampling.params",
+    "Score": "scoring.score",
+    "Session": "generation.session",
+    "State": "models.stepper",
     "UnusableFileError": "files",
-    "beam_search": "beam",
-    "complete": "completion",
-    "generate": "generation",
-    "generate_batch": "generation",
-    "generate_samples": "generation",
-    "initial_state": "model",
-    "load": "model",
-    "read_hypotheses": "rescoring",
-    "rescore": "rescoring",
-    "score_file": "scoring",
-    "score_texts": "rescoring",
-    "suggest": "generation",
+    "beam_search": "generation.beam",
+    "complete": "generation.complete",
+    "generate": "generation.generate",
+    "generate_batch": "generation.generate",
+    "generate_samples": "generation.generate",
+    "initial_state": "models.onnx",
+    "load": "models.onnx",
+    "read_hypotheses": "scoring.rescoring",
+    "rescore": "scoring.rescoring",
+    "score_file": "scoring.score",
+    "score_texts": "scoring.rescoring",
+    "suggest": "generation.generate",
 }
 
 

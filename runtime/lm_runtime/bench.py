@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from lm_runtime.bundle import MODELS, NGRAM_TYPE
-from lm_runtime.generation import generate_batch
-from lm_runtime.model import BundleModel, initial_state, load
-from lm_runtime.params import SamplingParams
-from lm_runtime.session import Session
+from lm_runtime.generation.generate import generate_batch
+from lm_runtime.generation.session import Session
+from lm_runtime.models.onnx import BundleModel, initial_state, load
+from lm_runtime.sampling.params import SamplingParams
 
 _RUNS = 5
 _BANDWIDTH_BYTES = 1 << 28

@@ -26,10 +26,10 @@ from pages import command, machine, measured_once, recipe, sample, samples, spre
 from torch import nn
 from torch.nn import functional as F
 
-from lm_runtime.scoring import perplexity
-from lm_trainer.checkpoint import load_checkpoint, restore_model
-from lm_trainer.families import make_model
-from lm_trainer.recurrent import RecurrentLM
+from lm_runtime.scoring.score import perplexity
+from lm_trainer.networks.recurrent import RecurrentLM
+from lm_trainer.networks.registry import make_model
+from lm_trainer.run.checkpoint import load_checkpoint, restore_model
 
 HERE = Path(__file__).resolve().parent
 NETWORK = "--preset tutorial --epochs 2"
@@ -251,7 +251,7 @@ def main() -> None:
         "Written by `python tests/benchmarks/families.py PTB --work WORK`, `PTB` being a folder with the "
         "Penn Treebank's `train.txt` and `valid.txt` (929,589 and 73,760 tokens with `<eos>`, 10,000 types). "
         f"Measured on {torch.get_num_threads()} cores ({machine()}), torch {torch.__version__}. Networks "
-        f"with {SEEDS} seeds, mean and range; what follows the tables of figures is of the first. "
+        f"with {SEEDS} seeds, mean and range; samples and gradients are of the first. "
         "Others use the machine too: from hour to hour times were seen to vary by a half.",
         "",
         "All by the same commands; networks have the tutorial's measures (embedding 128, hidden 1024, Adam, "

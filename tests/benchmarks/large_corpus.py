@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from lm_trainer.corpus import find_corpus
+from lm_trainer.corpora.corpus import find_corpus
 
 
 def write_text(path: Path, lines: list[str], size: int) -> None:

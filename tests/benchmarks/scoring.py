@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from lm_runtime.bundle import MODELS
-from lm_runtime.model import OnnxModel, initial_state
-from lm_runtime.rescoring import score_texts
-from lm_runtime.scoring import log_softmax_at, read_lines, token_log_probabilities
+from lm_runtime.models.onnx import OnnxModel, initial_state
+from lm_runtime.scoring.rescoring import score_texts
+from lm_runtime.scoring.score import log_softmax_at, read_lines, token_log_probabilities
 
 _BEST = 100
 _SAMPLE = 16

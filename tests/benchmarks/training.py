@@ -29,11 +29,11 @@ import torch
 from torch import nn
 
 from lm_trainer.config import ModelConfig
-from lm_trainer.families import make_model
-from lm_trainer.memory import keep_freed_memory
-from lm_trainer.metrics import MetricsLog
+from lm_trainer.networks.registry import make_model
 from lm_trainer.presets import PRESETS
-from lm_trainer.training import Trainer
+from lm_trainer.reports.metrics import MetricsLog
+from lm_trainer.training.loop import Trainer
+from lm_trainer.training.memory import keep_freed_memory
 
 SIDES = (
     "the tutorial's loop",

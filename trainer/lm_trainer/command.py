@@ -20,13 +20,13 @@ from lm_runtime.commands import Command, file_size, imports, note
 from lm_runtime.files import held, require_place
 from lm_trainer.config import BEST, FAMILIES, LAST, OPTIONS, ModelConfig, TokenizerConfig
 from lm_trainer.config_file import read_config
-from lm_trainer.memory import keep_freed_memory
 from lm_trainer.presets import PRESETS
+from lm_trainer.training.memory import keep_freed_memory
 
 if TYPE_CHECKING:
-    from lm_trainer.ngram_training import NgramTrainer
-    from lm_trainer.processes import Processes
-    from lm_trainer.training import Trainer
+    from lm_trainer.ngram.training import NgramTrainer
+    from lm_trainer.training.loop import Trainer
+    from lm_trainer.training.processes import Processes
 
 _EXAMPLES = """
 \b
@@ -101,7 +101,7 @@ class _TrainCommand(Command):
 
     def _fail(self, message: str, status: int) -> NoReturn:
         if "TORCHELASTIC_RUN_ID" in os.environ:
-            from lm_trainer.processes import is_first_to_fail
+            from lm_trainer.training.processes import is_first_to_fail
 
             if not is_first_to_fail():
                 sys.exit(status)
@@ -277,13 +277,14 @@ def main(
     if given.get("model_type") != NGRAM_TYPE:
         keep_freed_memory()
     with imports():
-        from lm_trainer import run, trial
-        from lm_trainer.pretrained import read_pretrained
-        from lm_trainer.processes import Processes
-        from lm_trainer.summary import finish, read_summary
+        from lm_trainer.reports.summary import finish, read_summary
+        from lm_trainer.run import setup as run
+        from lm_trainer.run import trial
+        from lm_trainer.run.pretrained import read_pretrained
+        from lm_trainer.training.processes import Processes
 
         if tensorboard:
-            importlib.import_module("lm_trainer.events")  # says now what is missing
+            importlib.import_module("lm_trainer.reports.events")  # says now what is missing
 
     place = run.pick_device(device)
     processes = Processes.join(place)
@@ -369,9 +370,9 @@ def _by_fields(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _train(trainer: Trainer | NgramTrainer, out: Path, processes: Processes) -> None:
-    from lm_trainer import terminal
-    from lm_trainer.summary import SUMMARY
-    from lm_trainer.training import InterruptedRunError, TrainingError
+    from lm_trainer.reports.summary import SUMMARY
+    from lm_trainer.training import progress as terminal
+    from lm_trainer.training.loop import InterruptedRunError, TrainingError
 
     if processes.is_first:
         (out / SUMMARY).unlink(missing_ok=True)
@@ -395,8 +396,8 @@ def _train(trainer: Trainer | NgramTrainer, out: Path, processes: Processes) -> 
 @contextmanager
 def _events(trainer: Trainer | NgramTrainer, out: Path) -> Iterator[None]:
     """Within, TensorBoard's events are written; at the end the sample."""
-    from lm_trainer.events import EventLog
-    from lm_trainer.summary import SAMPLE
+    from lm_trainer.reports.events import EventLog
+    from lm_trainer.reports.summary import SAMPLE
 
     progress = trainer.progress
     with closing(EventLog(out, progress.seconds)) as log:
@@ -427,7 +428,7 @@ def _was_given(name: str) -> bool:
 
 
 def _conclude(summary: dict[str, Any], best: Path) -> None:
-    from lm_trainer.report import REPORT
+    from lm_trainer.reports.page import REPORT
 
     baselines = ", ".join(f"{name} {value:,.1f}" for name, value in summary["baselines"].items())
     for split in ("valid", "test"):

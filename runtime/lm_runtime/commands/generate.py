@@ -18,10 +18,10 @@ from lm_runtime.files import read_text_file, require_place
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from lm_runtime.engine import Piece
-    from lm_runtime.model import BundleModel
-    from lm_runtime.params import SamplingParams
-    from lm_runtime.session import Session
+    from lm_runtime.generation.engine import Piece
+    from lm_runtime.generation.session import Session
+    from lm_runtime.models.onnx import BundleModel
+    from lm_runtime.sampling.params import SamplingParams
 
 _EXAMPLES = """
 \b
@@ -149,8 +149,8 @@ def main(
     The text goes to standard output, notes to standard error. No torch is needed.
     """
     with imports():
-        from lm_runtime import generation
-        from lm_runtime.model import load
+        from lm_runtime.generation import generate as generation
+        from lm_runtime.models.onnx import load
 
     given = {name: value for name, value in sampling.items() if value not in (None, ())}
     states = save_state or load_state
@@ -246,9 +246,9 @@ def _sample(
     as_json: bool,
 ) -> None:
     from lm_runtime.commands.requests import completion_record
-    from lm_runtime.completion import Request, complete
-    from lm_runtime.generation import generate_samples
-    from lm_runtime.session import Session
+    from lm_runtime.generation.complete import Request, complete
+    from lm_runtime.generation.generate import generate_samples
+    from lm_runtime.generation.session import Session
 
     started = time.perf_counter()
     if samples == 1 and not as_json:
@@ -285,7 +285,7 @@ def _go_on(
     *,
     echo: bool,
 ) -> None:
-    from lm_runtime.generation import generate_batch
+    from lm_runtime.generation.generate import generate_batch
 
     started = time.perf_counter()
     session = _session(model, load_state, prompt, seed)
@@ -305,7 +305,7 @@ def _prompt_tokens(model: BundleModel, prompt: str) -> list[dict[str, Any]]:
     import numpy as np
 
     from lm_runtime.commands.requests import token_record
-    from lm_runtime.scoring import id_log_probabilities
+    from lm_runtime.scoring.score import id_log_probabilities
 
     ids = np.array(model.tokenizer.encode(prompt), dtype=np.int64)
     return [
@@ -325,7 +325,7 @@ def _print_hypotheses(
     echo: bool,
     as_json: bool,
 ) -> None:
-    from lm_runtime.beam import beam_search
+    from lm_runtime.generation.beam import beam_search
 
     if samples > beams:
         raise ValueError(f"samples must be at most the {beams} beams, got {samples}")
@@ -358,7 +358,7 @@ def _rate(count: int, seconds: float) -> str:
 
 def _session(model: BundleModel, load_state: Path | None, prompt: str, seed: int | None) -> Session:
     """The session to go on with: a new one, or a saved one that reads the prompt and keeps its generator."""
-    from lm_runtime.session import Session
+    from lm_runtime.generation.session import Session
 
     if load_state is None:
         return Session.start(model, prompt, seed=secrets.randbelow(1 << 32) if seed is None else seed)

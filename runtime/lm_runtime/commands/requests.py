@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from lm_runtime.commands import Progress, note
-from lm_runtime.completion import Completion, Request, complete
-from lm_runtime.engine import compiled
 from lm_runtime.files import UnusableFileError, read_lines
-from lm_runtime.model import BundleModel, StepModel
-from lm_runtime.params import SamplingParams
+from lm_runtime.generation.complete import Completion, Request, complete
+from lm_runtime.generation.engine import compiled
+from lm_runtime.models.onnx import BundleModel, StepModel
+from lm_runtime.sampling.params import SamplingParams
 
 _FIELDS = {field.name for field in dataclasses.fields(SamplingParams)}
 _OURS = {"text", "tokens", "finish", "sample"}

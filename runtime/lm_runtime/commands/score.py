@@ -13,10 +13,10 @@ import click
 from lm_runtime.commands import Command, Progress, imports, note, where_it_runs, which_graph
 
 if TYPE_CHECKING:
-    from lm_runtime.interpolation import InterpolatedModel
-    from lm_runtime.model import StepModel
-    from lm_runtime.rescoring import Hypothesis
-    from lm_runtime.scoring import Score
+    from lm_runtime.models.interpolation import InterpolatedModel
+    from lm_runtime.models.onnx import StepModel
+    from lm_runtime.scoring.rescoring import Hypothesis
+    from lm_runtime.scoring.score import Score
 
 Item = TypeVar("Item", "str", "Hypothesis")
 
@@ -106,7 +106,7 @@ def main(
             "--with takes a second bundle, and either its --weight or a text to --fit it on"
         )
     with imports():
-        from lm_runtime.model import load
+        from lm_runtime.models.onnx import load
 
     file = Path("/dev/stdin") if str(file) == "-" else file
     model: StepModel = load(bundle, precision=precision, provider=provider, threads=threads)
@@ -126,7 +126,7 @@ def main(
 def _interpolated(
     first: StepModel, second: StepModel, weight: float | None, fit: Path | None
 ) -> InterpolatedModel:
-    from lm_runtime.interpolation import InterpolatedModel, fit_weight
+    from lm_runtime.models.interpolation import InterpolatedModel, fit_weight
 
     if fit is not None:
         weight = fit_weight(first, second, fit)
@@ -137,7 +137,7 @@ def _interpolated(
 def _print_file(
     model: StepModel, file: Path, facts: dict[str, float], *, as_json: bool, per_token: bool
 ) -> None:
-    from lm_runtime.scoring import score_file
+    from lm_runtime.scoring.score import score_file
 
     names = [json.dumps(token, ensure_ascii=False) for token in model.tokenizer.tokens] if per_token else []
 
@@ -156,8 +156,8 @@ def _print_file(
 
 
 def _print_lines(model: StepModel, file: Path, *, as_json: bool) -> None:
-    from lm_runtime.rescoring import score_texts
-    from lm_runtime.scoring import Score, read_texts
+    from lm_runtime.scoring.rescoring import score_texts
+    from lm_runtime.scoring.score import Score, read_texts
 
     lines = read_texts(file)
     total = Score(0.0, 0, 0, 0, 0)
@@ -174,7 +174,7 @@ def _print_lines(model: StepModel, file: Path, *, as_json: bool) -> None:
 
 
 def _print_nbest(model: StepModel, file: Path, weight: float, *, as_json: bool) -> None:
-    from lm_runtime.rescoring import read_hypotheses, rescore
+    from lm_runtime.scoring.rescoring import read_hypotheses, rescore
 
     hypotheses = list(read_hypotheses(file))  # so that a bad line ends it before the long work
     size = sum(len(hypothesis.text.encode()) + 1 for hypothesis in hypotheses)

@@ -1,0 +1,1 @@
+"""Forms: for each family, what is traced and which operators its layers become."""

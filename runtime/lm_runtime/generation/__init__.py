@@ -1,0 +1,1 @@
+"""Generation: texts from prompts, as sessions that an engine steps in one batch."""

@@ -1,0 +1,257 @@
+"""The session: everything that a text's continuation depends on, as one value of a few kilobytes.
+
+A recurrent model's memory has a fixed size, so a session can be saved, forked and resumed: the text goes on
+bit for bit, in another process too.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import zipfile
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lm_runtime.files import UnusableFileError, write_whole
+from lm_runtime.models.onnx import StepModel, check_state, initial_state, read
+from lm_runtime.models.stepper import State
+from lm_runtime.sampling.history import History
+from lm_runtime.tokenizer import StreamDecoder
+
+_FORMAT = "steplm session"
+_FORMAT_VERSION = 2
+_FACTS = "facts"
+_HISTORY = "history"
+
+
+@dataclass
+class StopScanner:
+    """Passes text on up to the first stop string, which may come in pieces."""
+
+    held: str = ""
+    """Text that may yet turn out to be the beginning of a stop string."""
+
+    def push(self, text: str, stops: tuple[str, ...]) -> tuple[str, bool]:
+        """Take ``text``; return what can be shown by now, and whether a stop string has come.
+
+        What follows the stop string is dropped.
+        """
+        text, self.held = self.held + text, ""
+        ends = [at for stop in stops if (at := text.find(stop)) >= 0]
+        if ends:
+            return text[: min(ends)], True
+        keep = max((_overlap(text, stop) for stop in stops), default=0)
+        self.held = text[len(text) - keep :]
+        return text[: len(text) - keep], False
+
+
+def _overlap(text: str, stop: str) -> int:
+    """The length of the longest beginning of ``stop`` that ends ``text``."""
+    for length in range(min(len(stop) - 1, len(text)), 0, -1):
+        if text.endswith(stop[:length]):
+            return length
+    return 0
+
+
+@dataclass
+class Session:
+    """Where a text is: the state, what is read next, the generator, and what is not yet shown."""
+
+    state: State
+    """The model's state behind all tokens but the last, a batch of 1."""
+    token: int
+    """The last token, which the next step reads."""
+    generator: np.random.Generator
+    """What the next token is drawn from."""
+    decoder: StreamDecoder
+    """Holds the bytes of a character that is not complete."""
+    stops: StopScanner = field(default_factory=StopScanner)
+    """Holds what may be the beginning of a stop string."""
+    history: History = field(default_factory=History)
+    """The last tokens of prompt and text, for the penalties."""
+    position: int = 0
+    """How many tokens were read and generated, the first ``<eos>`` not counted."""
+    running: bool = False
+    """Whether an engine has it: then ``state`` is that of an earlier token, until it leaves the engine."""
+
+    @classmethod
+    def start(cls, model: StepModel, prompt: str = "", *, seed: int = 0, index: int = 0) -> Session:
+        """Read ``prompt`` from a zero state that has read one ``<eos>``.
+
+        Args:
+            model: from :func:`lm_runtime.load`.
+            prompt: the text to continue.
+            seed: of the generator, at least 0.
+            index: which of the samples of that seed.
+        """
+        ids = [model.tokenizer.eos_id, *model.tokenizer.encode(prompt)]
+        return cls(
+            state=read(model, ids[:-1], initial_state(model, 1)),
+            token=ids[-1],
+            generator=np.random.default_rng([seed, index]),
+            decoder=model.tokenizer.decoder(ids[1:]),
+            history=History(ids[1:]),
+            position=len(ids) - 1,
+        )
+
+    def read(self, model: StepModel, text: str) -> None:
+        """Read more text, as if it had been generated; what is held back is dropped."""
+        self.require_rest()
+        ids = model.tokenizer.encode(text)
+        if not ids:
+            return
+        self.state = read(model, [self.token, *ids[:-1]], self.state)
+        self.token = ids[-1]
+        self.decoder = model.tokenizer.decoder(ids)
+        self.stops = StopScanner()
+        self.history.extend(ids)
+        self.position += len(ids)
+
+    def copy(self) -> Session:
+        """A second session from here, which goes on bit for bit as this one does; neither changes the other.
+
+        A text is rewound by going on with a copy that was made before.
+        """
+        generator = copy.deepcopy(self.generator)
+        return self._with(generator)
+
+    def fork(self, *, seed: int, index: int = 0) -> Session:
+        """A second session from here, with another generator; neither changes the other."""
+        return self._with(np.random.default_rng([seed, index]))
+
+    def require_rest(self) -> None:
+        """Check that the session is whole.
+
+        Raises:
+            ValueError: an engine has it.
+        """
+        if self.running:
+            raise ValueError("the session is in an engine; let its text end, or break it off, first")
+
+    def _with(self, generator: np.random.Generator) -> Session:
+        self.require_rest()
+        return dataclasses.replace(
+            self,
+            generator=generator,
+            decoder=self.decoder.copy(),
+            stops=StopScanner(self.stops.held),
+            history=self.history.copy(),
+        )
+
+    def last_words(self, finish: str | None) -> str:
+        """What is still to be shown where a text ends for the reason ``finish``."""
+        return self.flush() if finish not in (None, "stop") else ""
+
+    def flush(self) -> str:
+        """What is held back, when no more text comes."""
+        text = self.stops.held + self.decoder.flush()
+        self.stops.held = ""
+        return text
+
+    def save(self, path: str | Path, model: StepModel) -> None:
+        """Write the session to ``path``, whole or not at all.
+
+        Args:
+            path: an ``.npz`` file of the state's tensors and one JSON text; nothing in it is ever executed.
+            model: the one that made it.
+        """
+        self.require_rest()
+        facts = {
+            "format": _FORMAT,
+            "format_version": _FORMAT_VERSION,
+            "model": model.identity,
+            "token": self.token,
+            "generator": self.generator.bit_generator.state,
+            "decoder": self.decoder.to_dict(),
+            "held": self.stops.held,
+            "position": self.position,
+        }
+        arrays: dict[str, Any] = {_FACTS: np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)}
+        arrays[_HISTORY] = np.array(self.history.tokens, dtype=np.int32)
+        arrays |= {tensor.name: array for tensor, array in zip(model.states, self.state, strict=True)}
+        with write_whole(Path(path)) as file:
+            np.savez(file, **arrays)
+
+    @classmethod
+    def load(cls, path: str | Path, model: StepModel) -> Session:
+        """Read a session that :meth:`save` wrote.
+
+        Raises:
+            UnusableFileError: it is missing, damaged, or of another model.
+        """
+        path = Path(path)
+        try:
+            if path.is_file() and not zipfile.is_zipfile(path):
+                raise ValueError("not an npz archive")
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+                facts = json.loads(archive[_FACTS].tobytes())
+                _check(path, facts, model)
+                history = archive[_HISTORY]
+                state = tuple(archive[tensor.name] for tensor in model.states)
+            check_state(model, state)
+            if not all(np.isfinite(array).all() for array in state):
+                raise ValueError("a number of the state is not finite")
+            if history.ndim != 1 or history.dtype != np.int32:
+                raise ValueError(f"the history is {history.dtype} {history.shape}")
+            tokens = history.tolist()
+            _check_values(facts, tokens, model.tokenizer.vocab_size)
+            generator = np.random.default_rng()
+            generator.bit_generator.state = facts["generator"]
+            return cls(
+                state=state,
+                token=facts["token"],
+                generator=generator,
+                decoder=StreamDecoder.from_dict(model.tokenizer, facts["decoder"]),
+                stops=StopScanner(facts["held"]),
+                history=History(tokens),
+                position=facts["position"],
+            )
+        except FileNotFoundError:
+            raise UnusableFileError(path, "no such session") from None
+        except _DAMAGE as error:
+            problem = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UnusableFileError(path, f"not a session, or damaged ({problem})") from None
+
+
+# What numpy, zipfile and json raise where a byte is not what it was.
+_DAMAGE = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    EOFError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+def _check_values(facts: dict[str, Any], history: list[int], vocab_size: int) -> None:
+    decoder = facts["decoder"]
+    ids = [facts["token"], *history, *decoder["recent"]]
+    if not all(type(token) is int and 0 <= token < vocab_size for token in ids):
+        raise ValueError("a token is not in the vocabulary")
+    if type(facts["position"]) is not int or facts["position"] < 0:
+        raise ValueError(f"position {facts['position']}")
+    if type(decoder["shown"]) is not int or not 0 <= decoder["shown"] <= len(decoder["recent"]):
+        raise ValueError("more was shown than there is")
+    if not isinstance(facts["held"], str):
+        raise ValueError("what is held back is no text")
+
+
+def _check(path: Path, facts: dict[str, Any], model: StepModel) -> None:
+    if facts["format"] != _FORMAT:
+        raise ValueError("of another format")
+    if facts["format_version"] != _FORMAT_VERSION:
+        raise UnusableFileError(
+            path,
+            f"session format {facts['format_version']}, where this version of steplm reads {_FORMAT_VERSION}",
+        )
+    if facts["model"] != model.identity:
+        raise UnusableFileError(path, "saved with another model's bundle, or another precision of this one")

@@ -1,0 +1,151 @@
+"""Two models as one: the weighted mean of their probabilities, and the weight fitted on a text.
+
+The classical gain: an n-gram model and a neural one err in other places (Mikolov et al. 2011).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lm_runtime.files import UnusableFileError, read_pieces
+from lm_runtime.models.onnx import StepModel
+from lm_runtime.models.stepper import State, Stepper
+from lm_runtime.scoring.score import log_normalizers, token_log_probabilities
+from lm_runtime.tokenizer import Tokenizer
+
+_ROUNDS = 200
+_CLOSE = 1e-7
+
+
+class InterpolatedModel:
+    """``(1 - weight) * p(first) + weight * p(second)``, a model like any other.
+
+    Its logits are log-probabilities; its state is the first model's tensors and then the second's.
+
+    Args:
+        first: a model.
+        second: one of the same vocabulary.
+        weight: of the second, above 0 and below 1.
+
+    Raises:
+        ValueError: the vocabularies are not the same, or the weight is out of its range.
+    """
+
+    def __init__(self, first: StepModel, second: StepModel, weight: float) -> None:
+        _require_one_vocabulary(first, second)
+        if not 0 < weight < 1:
+            raise ValueError(f"weight must be above 0 and below 1, got {weight}")
+        self.tokenizer: Tokenizer = first.tokenizer
+        self.weight = weight
+        self.states = (
+            *first.states,
+            *(
+                dataclasses.replace(state, name=f"second_{state.name}", output=f"second_{state.output}")
+                for state in second.states
+            ),
+        )
+        self._models = first, second
+        self._cut = len(first.states)
+
+    def step(self, token: NDArray[np.int64], state: State) -> tuple[NDArray[np.float32], State]:
+        """As :meth:`lm_runtime.models.onnx.StepModel.step`."""
+        first, second = self._models
+        ours, after = first.step(token, state[: self._cut])
+        theirs, also_after = second.step(token, state[self._cut :])
+        return _mix(ours, theirs, self.weight), (*after, *also_after)
+
+    def advance(self, token: NDArray[np.int64], state: State) -> State:
+        """As :meth:`lm_runtime.models.onnx.StepModel.advance`."""
+        first, second = self._models
+        return (*first.advance(token, state[: self._cut]), *second.advance(token, state[self._cut :]))
+
+    def stepper(self, state: State) -> Stepper:
+        """As :meth:`lm_runtime.models.onnx.StepModel.stepper`."""
+        first, second = self._models
+        return _InterpolatedStepper(
+            first.stepper(state[: self._cut]), second.stepper(state[self._cut :]), self.weight
+        )
+
+    @property
+    def identity(self) -> str:
+        """What tells the pair and its weight from all others."""
+        parts = [*(model.identity for model in self._models), repr(self.weight)]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+class _InterpolatedStepper:
+    def __init__(self, first: Stepper, second: Stepper, weight: float) -> None:
+        self._steppers = first, second
+        self._weight = weight
+
+    def step(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        first, second = self._steppers
+        return _mix(first.step(tokens), second.step(tokens), self._weight)
+
+    def state(self) -> State:
+        first, second = self._steppers
+        return (*first.state(), *second.state())
+
+    def undo(self) -> None:
+        for stepper in self._steppers:
+            stepper.undo()
+
+
+def fit_weight(first: StepModel, second: StepModel, path: str | Path) -> float:
+    """The second model's weight at which the text at ``path`` is most probable.
+
+    By expectation maximization, which cannot leave the best weight behind: the log-likelihood is concave.
+
+    Args:
+        first: a model.
+        second: one of the same vocabulary.
+        path: a held-out UTF-8 text.
+
+    Returns:
+        the weight of the second, above 0 and below 1.
+
+    Raises:
+        ValueError: the vocabularies are not the same.
+        UnusableFileError: the file cannot be used, or is empty.
+    """
+    _require_one_vocabulary(first, second)
+    ours, theirs = (
+        [values for _, values in token_log_probabilities(model, read_pieces(Path(path)))]
+        for model in (first, second)
+    )
+    if not ours:
+        raise UnusableFileError(path, "empty: there is nothing to fit a weight on")
+    odds = np.exp(np.concatenate(theirs).astype(np.float64) - np.concatenate(ours))  # (tokens,)
+    weight = 0.5
+    for _ in range(_ROUNDS):
+        before, weight = weight, float(np.mean(weight * odds / (1 - weight + weight * odds)))
+        if abs(weight - before) < _CLOSE:
+            break
+    return min(max(weight, _CLOSE), 1 - _CLOSE)
+
+
+def _require_one_vocabulary(first: StepModel, second: StepModel) -> None:
+    if first.tokenizer.json_text != second.tokenizer.json_text:
+        raise ValueError("the two models do not have the same tokenizer, so their probabilities do not mix")
+
+
+def _mix(ours: NDArray[np.float32], theirs: NDArray[np.float32], weight: float) -> NDArray[np.float32]:
+    """Log-probabilities of the mean: logits ``(..., vocab)`` of each -> ``(..., vocab)``."""
+    result: NDArray[np.float32] = np.logaddexp(
+        _log_softmax(ours) + np.float32(math.log1p(-weight)),
+        _log_softmax(theirs) + np.float32(math.log(weight)),
+    )
+    return result
+
+
+def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    rows = logits.reshape(-1, logits.shape[-1])
+    result: NDArray[np.float32] = (rows - log_normalizers(rows)[:, None]).reshape(logits.shape)
+    return result

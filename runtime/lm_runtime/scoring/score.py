@@ -1,0 +1,181 @@
+"""Scoring: the probability that a model gives to a text.
+
+Perplexity is ``exp`` of the mean natural-log loss over every token, ``<eos>`` included. The first token
+is predicted from a zero state that has read one ``<eos>``; the state is carried through the whole text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lm_runtime.files import UnusableFileError, read_lines, read_pieces
+from lm_runtime.models.onnx import READ_TOKENS, StepModel, initial_state
+
+_CACHED_LOGITS = 1 << 17
+"""How many logits are normalized at a time: with their exponentials, about what a core's cache holds."""
+
+
+def perplexity(loss: float) -> float:
+    """``exp`` of a mean loss in nats; a loss that is out of a float's range counts as 700."""
+    return math.exp(min(loss, 700.0))
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a model makes of a text."""
+
+    log_probability: float
+    """The sum over all tokens, natural logarithm."""
+    tokens: int
+    """How many tokens were predicted, ``<eos>`` included."""
+    unknown: int
+    """How many of them were ``<unk>``."""
+    bytes: int
+    """The text's length in UTF-8, a byte for each line break."""
+    words: int
+    """The words between white space, and one more for each line's end."""
+
+    def __add__(self, other: Score) -> Score:
+        """Both texts, neither of which knows the other."""
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return Score(*(mine + others for mine, others in pairs))
+
+    @property
+    def perplexity(self) -> float:
+        """Per token."""
+        return perplexity(-self.log_probability / self.tokens)
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Comparable between tokenizers, where no token is ``<unk>``."""
+        return -self.log_probability / math.log(2) / self.bytes
+
+    @property
+    def perplexity_per_word(self) -> float:
+        """Comparable between tokenizers, where no token is ``<unk>``."""
+        return perplexity(-self.log_probability / self.words)
+
+
+@dataclass
+class TextCount:
+    """Bytes and words of the pieces that pass through :meth:`count`."""
+
+    bytes: int = 0
+    words: int = 0
+
+    def count(self, pieces: Iterable[tuple[str, bool]]) -> Iterator[tuple[str, bool]]:
+        """Pass ``pieces`` on and count them."""
+        for text, ends in pieces:
+            self.bytes += len(text.encode()) + ends
+            self.words += len(text.split()) + ends
+            yield text, ends
+
+
+def read_texts(path: str | Path) -> Iterator[str]:
+    """The lines of a UTF-8 text file, each a text of its own.
+
+    Raises:
+        UnusableFileError: the file is missing, empty, or not UTF-8 text.
+    """
+    empty = True
+    for line in read_lines(Path(path)):
+        empty = False
+        yield line
+    if empty:
+        raise UnusableFileError(path, "empty: there is nothing to score")
+
+
+TokenScores = Callable[[NDArray[np.int64], NDArray[np.float32]], None]
+
+
+def score_file(model: StepModel, path: str | Path, *, each: TokenScores | None = None) -> Score:
+    """Score a text file, in bounded memory.
+
+    Args:
+        model: from :func:`lm_runtime.load`.
+        path: a UTF-8 text.
+        each: called with ids ``(tokens,)`` and their log-probabilities, a part of the text at a time.
+
+    Raises:
+        UnusableFileError: the file is missing, empty, or not UTF-8 text.
+    """
+    path = Path(path)
+    total, tokens, unknown = 0.0, 0, 0
+    count = TextCount()
+    for ids, log_probabilities in token_log_probabilities(model, count.count(read_pieces(path))):
+        if each is not None:
+            each(ids, log_probabilities)
+        total = add_up(log_probabilities, total)
+        tokens += ids.size
+        unknown += unknown_tokens(model, ids)
+    if not tokens:
+        raise UnusableFileError(path, "empty: there is nothing to score")
+    return Score(total, tokens, unknown, count.bytes, count.words)
+
+
+def token_log_probabilities(
+    model: StepModel, pieces: Iterable[tuple[str, bool]]
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    """The natural-log probability of each token of a text.
+
+    Args:
+        model: the model.
+        pieces: the text, as :func:`lm_runtime.files.read_pieces` gives it.
+
+    Yields:
+        ids ``(tokens,)`` and their log-probabilities ``(tokens,)``, a part of the text at a time.
+    """
+    return id_log_probabilities(model, model.tokenizer.encode_pieces(pieces))
+
+
+def id_log_probabilities(
+    model: StepModel, parts: Iterable[NDArray[np.int64]]
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    """:func:`token_log_probabilities` of a text that is given as ids, ``(tokens,)`` in each part."""
+    state = initial_state(model, 1)
+    previous = model.tokenizer.eos_id
+    for ids in parts:
+        for start in range(0, ids.size, READ_TOKENS):
+            targets = ids[start : start + READ_TOKENS]
+            token = np.concatenate([[previous], targets[:-1]])
+            logits, state = model.step(token[None], state)
+            previous = int(targets[-1])
+            yield targets, log_softmax_at(logits[0], targets)
+
+
+def log_softmax_at(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> NDArray[np.float32]:
+    """The log-probability of each target: logits ``(time, vocab)``, targets ``(time,)`` -> ``(time,)``."""
+    result: NDArray[np.float32] = logits[np.arange(targets.size), targets] - log_normalizers(logits)
+    return result
+
+
+def log_normalizers(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What is taken from logits to make them log-probabilities: ``(rows, vocab)`` -> ``(rows,)``."""
+    rows = max(1, _CACHED_LOGITS // logits.shape[1])
+    result = np.empty(len(logits), dtype=np.float32)
+    for start in range(0, len(logits), rows):
+        block = logits[start : start + rows]
+        highest = block.max(axis=-1, keepdims=True)
+        shifted = block - highest
+        np.exp(shifted, out=shifted)
+        result[start : start + rows] = np.log(shifted.sum(axis=-1)) + highest[:, 0]
+    return result
+
+
+def add_up(log_probabilities: NDArray[np.float32], total: float = 0.0) -> float:
+    """``total`` and each of ``log_probabilities``, added one after the other in float64.
+
+    A sum in pairs would depend on where a long text is cut into parts.
+    """
+    return float(np.add.accumulate(np.append(total, log_probabilities), dtype=np.float64)[-1])
+
+
+def unknown_tokens(model: StepModel, ids: NDArray[np.int64]) -> int:
+    """How many of ``ids`` are ``<unk>``."""
+    return int((ids == model.tokenizer.unk_id).sum()) if model.tokenizer.unk_id is not None else 0

@@ -1,0 +1,180 @@
+"""The corpus: what the argument ``CORPUS`` means, and its text as token files.
+
+Knows nothing about models.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lm_runtime.files import UnusableFileError, read_pieces
+from lm_runtime.scoring.score import TextCount
+from lm_runtime.tokenizer import Tokenizer
+from lm_trainer.corpora.datasets import DATASETS, fetch
+from lm_trainer.corpora.pydocs import write_pydocs
+from lm_trainer.corpora.token_file import Ids, TokenFile, write_token_file
+
+DATA = Path("data")
+"""Where corpora that are read or downloaded land, under the current folder."""
+
+TOKENS = "tokens"
+"""A run's folder of token files."""
+
+_VALID_SHARE = 0.05
+_TEST_SHARE = 0.05
+_SEARCH_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Split:
+    """A text: a file, or the part of one between two byte offsets."""
+
+    path: Path
+    """The file."""
+    start: int = 0
+    """The first byte."""
+    end: int | None = None
+    """The byte behind the last; None is the file's end."""
+
+    def pieces(self) -> Iterator[tuple[str, bool]]:
+        """The text, as :func:`lm_runtime.files.read_pieces`."""
+        return read_pieces(self.path, self.start, self.end)
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return (self.path.stat().st_size if self.end is None else self.end) - self.start
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The texts to train, validate and test on."""
+
+    name: str
+    """What it is called in reports."""
+    splits: dict[str, Split]
+    """``train``, ``valid`` and perhaps ``test``."""
+    remark: str
+    """How the splits came about, for the person at the terminal."""
+
+
+def find_corpus(argument: str, data: Path = DATA) -> Corpus:
+    """Turn the argument ``CORPUS`` into texts: a folder, a file, or a name.
+
+    Args:
+        argument: a folder with ``train.txt``, ``valid.txt`` and perhaps ``test.txt``; one text file;
+            ``pydocs``; or a name from :data:`lm_trainer.corpora.datasets.DATASETS`.
+        data: where corpora land that are read or downloaded.
+
+    Raises:
+        ValueError: it is none of these.
+        UnusableFileError: a file is missing or empty, or cannot be split.
+    """
+    path = Path(argument)
+    if not argument:
+        raise ValueError("CORPUS is empty; name a folder, a file or a corpus")
+    if path.is_dir():
+        return _folder(path.resolve().name, path)
+    if path.is_file():
+        return _one_file(path)
+    if argument == "pydocs":
+        return _folder(argument, write_pydocs(data))
+    if argument in DATASETS:
+        found = fetch(argument, data)
+        return _folder(argument, found) if found.is_dir() else _one_file(found)
+    raise ValueError(
+        f"no corpus {argument}: neither a folder, a file, nor one of {', '.join(['pydocs', *DATASETS])}"
+    )
+
+
+def _folder(name: str, folder: Path) -> Corpus:
+    splits = {split: Split(folder / f"{split}.txt") for split in ("train", "valid")}
+    if (folder / "test.txt").exists():
+        splits["test"] = Split(folder / "test.txt")
+    for split in splits.values():
+        if not split.path.is_file():
+            raise UnusableFileError(split.path, "missing; a corpus folder has train.txt and valid.txt")
+        if not split.size:
+            raise UnusableFileError(split.path, "empty")
+    return Corpus(name, splits, f"{folder}: " + ", ".join(f"{name}.txt" for name in splits))
+
+
+def _one_file(path: Path) -> Corpus:
+    """Split by position: the last part is the test, the one before it the validation text."""
+    size = path.stat().st_size
+    if not size:
+        raise UnusableFileError(path, "empty")
+    valid = _line_after(path, int(size * (1 - _VALID_SHARE - _TEST_SHARE)))
+    test = _line_after(path, max(int(size * (1 - _TEST_SHARE)), valid))
+    if not 0 < valid < test < size:
+        raise UnusableFileError(
+            path,
+            "too few lines to split off a validation and a test text; "
+            "give a folder with train.txt and valid.txt",
+        )
+    splits = {
+        "train": Split(path, 0, valid),
+        "valid": Split(path, valid, test),
+        "test": Split(path, test, size),
+    }
+    parts = ", ".join(f"{name} bytes {part.start:,} to {part.end:,}" for name, part in splits.items())
+    return Corpus(path.stem, splits, f"{path} split by position: {parts}")
+
+
+def _line_after(path: Path, position: int) -> int:
+    """Where the first line from ``position`` on begins; without lines the first word, else character."""
+    before = min(position, _SEARCH_BYTES)
+    with path.open("rb") as file:
+        file.seek(position - before)
+        earlier = file.read(before)
+        block = file.read(_SEARCH_BYTES)
+    for mark, skipped in ((b"\n", 1), (b" ", 0)):
+        if (at := block.find(mark)) >= 0:
+            return position + at + skipped
+    if b"\n" in earlier or b" " in earlier:
+        return position + len(block)
+    begins = (at for at, byte in enumerate(block) if byte & 0xC0 != 0x80)  # a character of UTF-8
+    return position + next(begins, len(block))
+
+
+def texts(pieces: Iterable[tuple[str, bool]]) -> Iterator[str]:
+    """The texts of a stream of pieces, for a tokenizer's training."""
+    return (text for text, _ in pieces)
+
+
+def encode_corpus(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> dict[str, TokenFile]:
+    """Write each split's token ids to ``folder/SPLIT.bin`` and say what they are.
+
+    Raises:
+        UnusableFileError: a text is not UTF-8.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {}
+    for name, split in corpus.splits.items():
+        count = TextCount()
+        written = write_token_file(
+            token_path(folder, name),
+            tokenizer.encode_pieces(count.count(split.pieces())),
+            vocab_size=tokenizer.vocab_size,
+            unk_id=tokenizer.unk_id,
+        )
+        files[name] = dataclasses.replace(written, bytes=count.bytes, words=count.words)
+    return files
+
+
+def open_split(run: Path, facts: dict[str, Any], split: str) -> Ids:
+    """The token ids of a run's split, by what its checkpoint says of it.
+
+    Raises:
+        UnusableFileError: the file is missing, or is not the one that was written.
+    """
+    return TokenFile(**facts["corpus"]["splits"][split]).open(token_path(run / TOKENS, split))
+
+
+def token_path(folder: Path, split: str) -> Path:
+    """Where a split's token ids are."""
+    return folder / f"{split}.bin"

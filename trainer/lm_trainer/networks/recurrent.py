@@ -1,0 +1,140 @@
+"""The recurrent families: embedding, LSTM, GRU or simple recurrent layers, output layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from lm_runtime.bundle import recurrent_states
+from lm_trainer.config import ModelConfig
+from lm_trainer.networks.base import QUIET, LanguageModel, Noise, TorchState
+from lm_trainer.networks.scan import scan_layer
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a recurrent layer computes at each step, in torch and in ONNX."""
+
+    name: str
+    """Of torch's module and of ONNX's operator: they are the same."""
+    module: Callable[..., nn.RNNBase]
+    """torch's layer."""
+    states: tuple[str, ...]
+    """Its state's tensors."""
+    onnx_gates: tuple[int, ...]
+    """ONNX's order of the gates, each by its place in torch's."""
+    onnx_attributes: dict[str, int] = field(default_factory=dict)
+    """What makes ONNX's operator compute the same."""
+    onnx_spare_row: bool = False
+    """Whether the graph reads a row more than the batch has, for onnxruntime's sake."""
+
+
+CELLS = {
+    # torch has i, f, g, o; ONNX i, o, f, c.
+    "lstm": Cell("LSTM", nn.LSTM, ("h", "c"), (0, 3, 1, 2)),
+    # torch has r, z, n; ONNX z, r, h. torch multiplies by r behind the product with the hidden weights.
+    "gru": Cell("GRU", nn.GRU, ("h",), (1, 0, 2), {"linear_before_reset": 1}),
+    # onnxruntime's RNN multiplies a single row by another kernel than several, with other last bits: a text
+    # alone would not be what it is in a batch. With a spare row there is never a single one.
+    "rnn": Cell("RNN", nn.RNN, ("h",), (0,), onnx_spare_row=True),
+}
+"""The cell of each recurrent family."""
+
+
+_TIED_BOUND = 0.1
+
+
+class RecurrentLM(LanguageModel):
+    """Embedding, recurrent layers, perhaps a projection, output layer.
+
+    Each state tensor is ``(layers, batch, hidden)``.
+
+    Args:
+        config: the network's measures.
+        generator: draws the initial weights (on the CPU).
+    """
+
+    def __init__(self, config: ModelConfig, generator: torch.Generator) -> None:
+        cell = CELLS[config.model_type]
+        super().__init__(config, recurrent_states(cell.states, config.num_layers, config.hidden_size))
+        self.cell = cell
+        self.embedding = nn.Embedding(config.vocab_size, config.embedding_dim)
+        sizes = [config.embedding_dim] + [config.hidden_size] * config.num_layers
+        # One module a layer: dropout between them is ours, and repeats with its generator.
+        self.layers = nn.ModuleList(
+            cell.module(sizes[layer], sizes[layer + 1]) for layer in range(config.num_layers)
+        )
+        self.projection: nn.Module = nn.Identity()
+        if config.projection:
+            self.projection = nn.Linear(config.hidden_size, config.projection, bias=False)
+        self.head = nn.Linear(config.head_size, config.vocab_size)
+        if config.tied:
+            self.head.weight = self.embedding.weight
+        self._draw_weights(generator)
+
+    @torch.no_grad()
+    def _draw_weights(self, generator: torch.Generator) -> None:
+        """torch's own initial distributions; a tied embedding has the output layer's."""
+        bound = 1 / math.sqrt(self.config.hidden_size)
+        for parameter in self.parameters():
+            parameter.uniform_(-bound, bound, generator=generator)
+        if not self.config.tied:
+            self.embedding.weight.normal_(generator=generator)
+
+    @torch.no_grad()
+    def scale_weights(self, log_frequencies: Tensor, generator: torch.Generator) -> None:
+        """As :meth:`LanguageModel.scale_weights`.
+
+        A tied embedding begins as small as the output layer, and hardly moves the gates of a wide layer: here
+        it begins between -0.1 and 0.1, as that of Merity et al. 2018.
+        """
+        super().scale_weights(log_frequencies, generator)
+        if self.config.tied:
+            weight = self.embedding.weight
+            weight.copy_((2 * torch.rand(weight.shape, generator=generator) - 1) * _TIED_BOUND)
+
+    def read(self, token: Tensor, state: TorchState, noise: Noise = QUIET) -> tuple[Tensor, TorchState]:
+        """As :meth:`LanguageModel.read`."""
+        token = token.t()
+        x = noise.on_words(self.embedding(token), token, self.config.vocab_size)  # (time, batch, embedding)
+        after = []
+        # On the CPU torch's layers take far longer for the way back in mixed precision; on CUDA they would be
+        # in float16 whatever is asked for, whose gradients are lost below 6e-8: there they stay in float32,
+        # whose products cuDNN takes from tensor cores (TF32).
+        scans = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+        for number, layer in enumerate(self.layers):
+            x = noise.on(x, noise.hidden if number else noise.input)
+            begin = tuple(tensor[number : number + 1] for tensor in state)
+            w_hidden = noise.on_weights(layer.get_parameter("weight_hh_l0"))
+            if scans:
+                x, layer_state = scan_layer(cast(nn.RNNBase, layer), x, begin, w_hidden)
+            else:
+                call = _with_weight(layer, w_hidden) if noise.weights else layer
+                with torch.autocast(x.device.type, enabled=False):
+                    x, layer_state = read_layer(call, x, begin)
+            after.append(layer_state)  # x is now (time, batch, hidden)
+        x = noise.on(self.projection(x), noise.output)
+        return x.transpose(0, 1), tuple(map(torch.cat, zip(*after, strict=True)))
+
+
+def _with_weight(layer: nn.Module, w_hidden: Tensor) -> Callable[[Tensor, Any], Any]:
+    def call(x: Tensor, state: Any) -> Any:
+        return torch.func.functional_call(layer, {"weight_hh_l0": w_hidden}, (x, state))
+
+    return call
+
+
+def read_layer(
+    layer: Callable[[Tensor, Any], tuple[Tensor, Any]], x: Tensor, state: TorchState
+) -> tuple[Tensor, TorchState]:
+    """One layer over x ``(time, batch, input)``, each state tensor ``(1, batch, hidden)``.
+
+    torch's LSTM takes and gives its state as a tuple, its other layers as the one tensor that it is.
+    """
+    y, after = layer(x, state if len(state) > 1 else state[0])
+    return y, after if isinstance(after, tuple) else (after,)

@@ -1,0 +1,55 @@
+"""The fixed-window family: a feed-forward network that sees the last few tokens and nothing before them.
+
+Bengio, Ducharme, Vincent and Jauvin, "A Neural Probabilistic Language Model", 2003, without the direct
+connections from the embeddings to the output layer.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from lm_runtime.bundle import window_states
+from lm_trainer.config import ModelConfig
+from lm_trainer.networks.base import QUIET, LanguageModel, Noise, TorchState
+
+_EMBEDDING_STD = 0.05
+
+
+class WindowLM(LanguageModel):
+    """The embeddings of the last tokens side by side, a tanh layer, output layer.
+
+    The state is :func:`lm_runtime.bundle.window_states`: the tokens in front of the one that is read. It
+    numbers them from 1, and row 0 of the embedding stands for no token yet.
+
+    Args:
+        config: the network's measures.
+        generator: draws the initial weights (on the CPU).
+    """
+
+    def __init__(self, config: ModelConfig, generator: torch.Generator) -> None:
+        super().__init__(config, window_states(config.window))
+        self.embedding = nn.Embedding(1 + config.vocab_size, config.embedding_dim)
+        self.hidden = nn.Linear(config.window * config.embedding_dim, config.hidden_size)
+        self.head = nn.Linear(config.hidden_size, config.vocab_size)
+        self._draw_weights(generator)
+
+    @torch.no_grad()
+    def _draw_weights(self, generator: torch.Generator) -> None:
+        """torch's own initial distributions; embeddings small, so that a rare word's says little."""
+        self.embedding.weight.normal_(std=_EMBEDDING_STD, generator=generator)
+        for layer in (self.hidden, self.head):
+            bound = 1 / math.sqrt(layer.in_features)
+            layer.weight.uniform_(-bound, bound, generator=generator)
+            layer.bias.uniform_(-bound, bound, generator=generator)
+
+    def read(self, token: Tensor, state: TorchState, noise: Noise = QUIET) -> tuple[Tensor, TorchState]:
+        """As :meth:`LanguageModel.read`."""
+        read = torch.cat([state[0], token + 1], dim=1)  # (batch, window - 1 + time)
+        windows = read.unfold(1, self.config.window, 1)  # (batch, time, window)
+        x = noise.on_words(self.embedding(windows), windows, self.embedding.num_embeddings).flatten(2)
+        # now (batch, time, window * embedding)
+        x = torch.tanh(self.hidden(noise.on(x, noise.input)))  # (batch, time, hidden)
+        return noise.on(x, noise.output), (read[:, 1 - self.config.window :],)

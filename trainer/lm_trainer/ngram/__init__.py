@@ -1,0 +1,1 @@
+"""The n-gram family: estimated from counts in one pass, without gradient descent."""

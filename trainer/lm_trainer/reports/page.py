@@ -1,0 +1,126 @@
+"""A finished run as one page, ``report.html``: it needs no other file, no script and no network."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from lm_runtime.files import write_whole
+from lm_trainer.config import FAMILIES, ModelConfig
+from lm_trainer.reports.metrics import CURVE, draw_rates, read_metrics
+from lm_trainer.run.checkpoint import training_settings
+
+REPORT = "report.html"
+
+_ALLOWED = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_STYLE = """
+body { font: 16px/1.5 sans-serif; max-width: 52em; margin: 2em auto; padding: 0 1em; color: #222 }
+table { border-collapse: collapse; margin: 1em 0 }
+th, td { border-bottom: 1px solid #ddd; padding: .2em 1.5em .2em 0; text-align: left; vertical-align: top }
+img { max-width: 100% }
+pre { background: #f5f5f5; padding: 1em; white-space: pre-wrap; overflow-wrap: anywhere }
+"""
+
+
+def write_report(run: Path, summary: dict[str, Any], content: dict[str, Any], sample: str) -> Path:
+    """Write the page of a run.
+
+    Args:
+        run: its folder, with the metrics and the picture of the perplexity.
+        summary: the content of ``summary.json``.
+        content: the last checkpoint.
+        sample: a text of the best model.
+    """
+    config = ModelConfig(**content["model_config"])
+    title = f"{config} on {summary['corpus']}"
+    pictures = ""
+    records = read_metrics(run)
+    if any(record["event"] == "step" for record in records):
+        rates = io.BytesIO()
+        draw_rates(records, rates)
+        pictures = (
+            "<h2>The course of the training</h2>\n"
+            + _picture("perplexity over the steps", (run / CURVE).read_bytes())
+            + _picture("learning rate over the steps", rates.getvalue())
+        )
+    settings = {**content["tokenizer_config"], **content["model_config"], **training_settings(content)}
+    if "init" in content:
+        settings["init"] = content["init"]["path"]
+    page = f"""<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<meta http-equiv="Content-Security-Policy" content="{_ALLOWED}">
+<title>{_escape(title)}</title>
+<style>{_STYLE}</style>
+<h1>{_escape(title)}</h1>
+{_table(_what(config, summary, content))}
+<h2>Perplexity</h2>
+{_table(_figures(summary))}
+{pictures}
+<h2>A sample</h2>
+<pre>{_escape(sample)}</pre>
+<h2>Settings</h2>
+{_table(settings.items())}
+</html>
+"""
+    path = run / REPORT
+    with write_whole(path) as file:
+        file.write(page.encode("utf-8", "replace"))  # a file's name may be no text
+    return path
+
+
+def _what(
+    config: ModelConfig, summary: dict[str, Any], content: dict[str, Any]
+) -> Iterable[tuple[object, ...]]:
+    splits, progress, recipe = (content["corpus"]["splits"], content["progress"], content["training_config"])
+    yield "model", FAMILIES[config.model_type].description
+    yield "parameters", f"{summary['parameters']:,}"
+    yield "vocabulary", f"{config.vocab_size:,} tokens ({content['tokenizer_config']['tokenizer']})"
+    yield "corpus", content["corpus"]["argument"]
+    for name, split in splits.items():
+        yield name, f"{split['tokens']:,} tokens, {split['words']:,} words, {split['bytes']:,} bytes"
+    early = ", stopped early: validation no longer improved" if summary["stopped_early"] else ""
+    yield "epochs", f"{summary['epochs']}, best after {summary['best_epoch']}{early}"
+    trained = splits["train"]["tokens"]
+    if recipe:
+        trained = progress["step"] * recipe["batch_size"] * recipe["seq_len"]
+        yield "steps", f"{progress['step']:,}"
+    yield "time", f"{progress['seconds']:,.1f} s on {content['device']}, {content['threads']} threads"
+    yield "speed", f"{trained / progress['seconds']:,.0f} tokens a second, validation included"
+
+
+def _figures(summary: dict[str, Any]) -> Iterable[tuple[object, ...]]:
+    yield "", "a token", "a word", "bits a byte", "tokens", "unknown"
+    for split in ("valid", "test"):
+        if figures := summary.get(split):
+            yield (
+                split,
+                f"{figures['perplexity']:,.2f}",
+                f"{figures['perplexity_per_word']:,.1f}",
+                f"{figures['bits_per_byte']:.3f}",
+                f"{figures['tokens']:,}",
+                f"{figures['unknown']:,}",
+            )
+    for name, value in summary["baselines"].items():
+        yield f"{name} distribution, valid", f"{value:,.1f}"
+
+
+def _table(rows: Iterable[tuple[object, ...]]) -> str:
+    lines = (
+        f"<tr><th>{_escape(first)}</th>{''.join(f'<td>{_escape(cell)}</td>' for cell in cells)}</tr>"
+        for first, *cells in rows
+    )
+    return "\n".join(["<table>", *lines, "</table>"])
+
+
+def _picture(title: str, png: bytes) -> str:
+    return f'<img alt="{title}" src="data:image/png;base64,{base64.b64encode(png).decode()}">\n'
+
+
+def _escape(value: object) -> str:
+    return html.escape(str(value))

@@ -1,0 +1,1 @@
+"""A run: its folder, how it begins, resumes and ends."""

@@ -1,0 +1,65 @@
+"""Runs that are only tried, and leave nothing: ``lm-train --dry-run`` and ``--find-lr``."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+
+from lm_runtime.commands import note
+from lm_trainer.config import Preset
+from lm_trainer.ngram.training import NgramTrainer
+from lm_trainer.run import rate_finder
+from lm_trainer.run import setup as run
+from lm_trainer.run.dry_run import estimate
+from lm_trainer.run.pretrained import Pretrained
+from lm_trainer.training import progress as terminal
+from lm_trainer.training.loop import Trainer
+from lm_trainer.training.processes import ALONE
+
+
+@contextmanager
+def _trial(
+    corpus: str, recipe: Preset, device: torch.device, pretrained: Pretrained | None
+) -> Iterator[Trainer | NgramTrainer]:
+    """Within, a run that was set up in a temporary folder."""
+    with tempfile.TemporaryDirectory(prefix="lm-train-") as folder:
+        out = Path(folder) / "run"
+        run.start(out, corpus, recipe, device, note, pretrained=pretrained)
+        yield run.resume(out, None, {}, device, math.inf, ALONE, note)
+
+
+def dry_run(
+    corpus: str, recipe: Preset, device: torch.device, pretrained: Pretrained | None
+) -> dict[str, str]:
+    """What the run that the arguments describe would take: figures by their names."""
+    begun = time.perf_counter()
+    with _trial(corpus, recipe, device, pretrained) as trainer:
+        return estimate(trainer, time.perf_counter() - begun)
+
+
+def find_rate(
+    picture: Path, corpus: str, recipe: Preset, device: torch.device, pretrained: Pretrained | None
+) -> float:
+    """A good learning rate for the run that the other arguments describe; a picture shows why."""
+    with _trial(corpus, recipe, device, pretrained) as trainer:
+        trainer = cast(Trainer, trainer)
+        with terminal.bar(total=rate_finder.STEPS, unit=" steps") as bar:
+            tried = []
+            for lr, loss in rate_finder.rise(trainer):
+                tried.append((lr, loss))
+                bar.set_postfix_str(f"learning rate {lr:.1e}, loss {loss:.3f}", refresh=False)
+                bar.update()
+    rates, losses = np.array(tried).T
+    suggestion = rate_finder.suggest(rates, losses)
+    rate_finder.draw(rates, losses, suggestion, picture)
+    lowest = suggestion / rate_finder.FRACTION
+    note(f"loss lowest at {lowest:.2g}, a quarter of it is the suggested learning rate; {picture}")
+    return suggestion
