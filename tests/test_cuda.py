@@ -16,7 +16,7 @@ import pytest
 
 from conftest import TINY
 from lm_trainer.presets import PRESETS
-from test_recipes import made_small
+from small_runs import made_small
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
 

@@ -8,19 +8,12 @@ import torch
 from torch import nn
 
 from lm_trainer.config import ModelConfig
-from lm_trainer.networks.base import LanguageModel, Noise, negative_log_likelihood
+from lm_trainer.networks.base import Noise, negative_log_likelihood
 from lm_trainer.networks.loss import linear_cross_entropy
 from lm_trainer.networks.recurrent import CELLS, RecurrentLM, read_layer
 from lm_trainer.networks.registry import NETWORKS, make_model
 from lm_trainer.networks.scan import scan_layer
-
-IDS = np.random.default_rng(0).integers(0, 50, 900).astype(np.uint16)
-
-
-def small_model(family: str, layers: int = 1) -> LanguageModel:
-    """50 tokens, embedding 8, hidden 16, untied; the window model sees three tokens."""
-    layers, window = (1, 3) if family == "window" else (layers, 0)
-    return make_model(ModelConfig(50, 8, 16, layers, False, family, window), torch.Generator().manual_seed(0))
+from small_runs import IDS, small_model
 
 
 @pytest.mark.parametrize("family", CELLS)

@@ -13,7 +13,7 @@ import torch
 
 from conftest import SMALL, TINY, run_command, tree
 from lm_trainer.run.checkpoint import load_checkpoint
-from test_training import changed, records, same, wait_for
+from small_runs import changed, records, same, wait_for
 
 TOGETHER = ["--nproc-per-node", 2, "--no-python", Path(sys.executable).parent / "lm-train"]
 CURVE_TOLERANCE = 1e-5

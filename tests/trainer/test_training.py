@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ from lm_trainer.training.loop import (
     TrainingError,
     learning_rate,
 )
-from test_networks import IDS, small_model
+from small_runs import IDS, changed, records, same, small_model, wait_for
 
 SILENT = Report(step=lambda progress: None, record=lambda progress, loss: None, epoch=lambda record: None)
 
@@ -301,24 +300,6 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_good_state(tmp
         assert all(bool(tensor.isfinite().all()) for tensor in weights)
 
 
-def same(a: Any, b: Any) -> bool:
-    """Whether two checkpoints agree to the bit, but for the time they took."""
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(
-            same(a[key], b[key]) for key in a if key not in ("seconds", "metrics_bytes")
-        )
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return bool(a == b)
-
-
-def records(run: Path) -> list[dict[str, Any]]:
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
-
-
 LONG = [
     TINY,
     *SMALL,
@@ -336,17 +317,6 @@ LONG = [
 def start(folder: Path, *more: str) -> subprocess.Popen[str]:
     command = [str(Path(sys.executable).parent / "lm-train"), *map(str, LONG), "--out", "run", *more]
     return subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
-    while not condition() and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-
-
-def changed(path: Path, before: int) -> Callable[[], bool]:
-    return lambda: path.exists() and path.stat().st_mtime_ns != before
 
 
 @pytest.fixture(scope="module")

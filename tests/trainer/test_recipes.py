@@ -10,25 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import TINY, Invoke
+from conftest import Invoke
 from lm_export.command import main as lm_export
 from lm_trainer.command import main as lm_train
 from lm_trainer.config import FAMILIES
 from lm_trainer.presets import PRESETS
 from lm_trainer.run.checkpoint import load_checkpoint
 from lm_trainer.training.loop import Trainer
-
-
-def made_small(name: str) -> list[object]:
-    """The preset's techniques on layers that train in a second."""
-    preset = PRESETS[name]
-    projection = ["--projection", 16] if preset.model.get("projection") else []
-    narrow = preset.model["tied"] and not projection
-    return [
-        *[TINY, "--preset", name, "--vocab-size", 300 if preset.tokenizer.tokenizer == "bpe" else 180],
-        *["--embedding-dim", 16, "--hidden-size", 16 if narrow else 24, *projection],
-        *["--batch-size", 4, "--seq-len", 10, "--epochs", 2, "--sample-tokens", 5],
-    ]
+from small_runs import made_small
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -1,0 +1,68 @@
+"""Small networks and runs that several tests train, and how two runs are compared."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from conftest import TINY
+from lm_trainer.config import ModelConfig
+from lm_trainer.networks.base import LanguageModel
+from lm_trainer.networks.registry import make_model
+from lm_trainer.presets import PRESETS
+
+IDS = np.random.default_rng(0).integers(0, 50, 900).astype(np.uint16)
+
+
+def small_model(family: str, layers: int = 1) -> LanguageModel:
+    """50 tokens, embedding 8, hidden 16, untied; the window model sees three tokens."""
+    layers, window = (1, 3) if family == "window" else (layers, 0)
+    return make_model(ModelConfig(50, 8, 16, layers, False, family, window), torch.Generator().manual_seed(0))
+
+
+def made_small(name: str) -> list[object]:
+    """The preset's techniques on layers that train in a second."""
+    preset = PRESETS[name]
+    projection = ["--projection", 16] if preset.model.get("projection") else []
+    narrow = preset.model["tied"] and not projection
+    return [
+        *[TINY, "--preset", name, "--vocab-size", 300 if preset.tokenizer.tokenizer == "bpe" else 180],
+        *["--embedding-dim", 16, "--hidden-size", 16 if narrow else 24, *projection],
+        *["--batch-size", 4, "--seq-len", 10, "--epochs", 2, "--sample-tokens", 5],
+    ]
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two checkpoints agree to the bit, but for the time they took."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(
+            same(a[key], b[key]) for key in a if key not in ("seconds", "metrics_bytes")
+        )
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b)
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def changed(path: Path, before: int) -> Callable[[], bool]:
+    return lambda: path.exists() and path.stat().st_mtime_ns != before
