@@ -19,7 +19,7 @@ from conftest import FIXTURE, ROOT, TINY
 from fixture_cases import GREEDY_TOKENS, PROMPT, SAMPLED, SCORED_TEXT
 from lm_runtime.files import read_pieces, write_text
 from lm_runtime.generation.generate import generate_samples
-from lm_runtime.models.onnx import initial_state
+from lm_runtime.models.state import initial_state
 from lm_runtime.sampling.params import SamplingParams
 from lm_runtime.scoring.score import token_log_probabilities
 from lm_trainer.networks.base import TorchStepModel

@@ -33,8 +33,8 @@ from lm_runtime.bundle import (
     read_config,
 )
 from lm_runtime.files import UnusableFileError, folder_beside, holds_something
+from lm_runtime.models.load import load
 from lm_runtime.models.ngram_tables import NgramTables
-from lm_runtime.models.onnx import load
 from lm_runtime.tokenizer import Tokenizer
 from lm_trainer.config import ModelConfig
 from lm_trainer.corpora.token_file import split_figures

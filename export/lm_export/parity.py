@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lm_runtime.models.onnx import StepModel, initial_state
-from lm_runtime.models.stepper import State
+from lm_runtime.models.protocol import State, StepModel
+from lm_runtime.models.state import initial_state
 from lm_runtime.scoring.score import log_softmax_at
 
 TOLERANCE = 1e-4

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from lm_runtime.generation.generate import generate, generate_batch, generate_samples, suggest
     from lm_runtime.generation.session import Session
     from lm_runtime.models.interpolation import InterpolatedModel, fit_weight
-    from lm_runtime.models.onnx import initial_state, load
-    from lm_runtime.models.stepper import State
+    from lm_runtime.models.load import load
+    from lm_runtime.models.protocol import State
+    from lm_runtime.models.state import initial_state
     from lm_runtime.sampling.params import SamplingParams
     from lm_runtime.scoring.rescoring import Hypothesis, Rescored, read_hypotheses, rescore, score_texts
     from lm_runtime.scoring.score import Score, score_file
@@ -67,15 +68,15 @@ _HOME = {
     "SamplingParams": "sampling.params",
     "Score": "scoring.score",
     "Session": "generation.session",
-    "State": "models.stepper",
+    "State": "models.protocol",
     "UnusableFileError": "files",
     "beam_search": "generation.beam",
     "complete": "generation.complete",
     "generate": "generation.generate",
     "generate_batch": "generation.generate",
     "generate_samples": "generation.generate",
-    "initial_state": "models.onnx",
-    "load": "models.onnx",
+    "initial_state": "models.state",
+    "load": "models.load",
     "read_hypotheses": "scoring.rescoring",
     "rescore": "scoring.rescoring",
     "score_file": "scoring.score",

@@ -18,7 +18,9 @@ import numpy as np
 from lm_runtime.bundle import MODELS, NGRAM_TYPE
 from lm_runtime.generation.generate import generate_batch
 from lm_runtime.generation.session import Session
-from lm_runtime.models.onnx import BundleModel, initial_state, load
+from lm_runtime.models.load import load
+from lm_runtime.models.protocol import BundleModel
+from lm_runtime.models.state import initial_state
 from lm_runtime.sampling.params import SamplingParams
 
 _RUNS = 5

@@ -122,7 +122,7 @@ for _precision, _long in (("fp32", 200), ("int8", 1000)):
 def prompt_at_once(run: Path, bundle: Path) -> Work:
     """A prompt of 512 tokens as a session reads it."""
     from lm_runtime import initial_state, load
-    from lm_runtime.models.onnx import read
+    from lm_runtime.models.state import read
 
     model = load(bundle, provider="cpu")
     ids, state = list(range(_PROMPT)), initial_state(model, 1)

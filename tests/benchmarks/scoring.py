@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from lm_runtime.bundle import MODELS
-from lm_runtime.models.onnx import OnnxModel, initial_state
+from lm_runtime.models.onnx import OnnxModel
+from lm_runtime.models.state import initial_state
 from lm_runtime.scoring.rescoring import score_texts
 from lm_runtime.scoring.score import log_softmax_at, read_lines, token_log_probabilities
 

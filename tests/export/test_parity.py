@@ -23,7 +23,8 @@ from lm_runtime.files import read_pieces
 from lm_runtime.generation.complete import Request, complete
 from lm_runtime.generation.generate import generate_samples
 from lm_runtime.generation.session import Session
-from lm_runtime.models.onnx import OnnxModel, initial_state, read, state_of
+from lm_runtime.models.onnx import OnnxModel
+from lm_runtime.models.state import initial_state, read, state_of
 from lm_runtime.sampling.params import SamplingParams
 from lm_runtime.scoring.score import token_log_probabilities
 

@@ -16,8 +16,9 @@ from conftest import FIXTURE
 from lm_runtime.bundle import StateTensor
 from lm_runtime.generation.beam import BeamHypothesis, beam_search
 from lm_runtime.generation.session import Session
-from lm_runtime.models.onnx import OnnxModel, initial_state
-from lm_runtime.models.stepper import PlainStepper, State, Stepper
+from lm_runtime.models.onnx import OnnxModel
+from lm_runtime.models.protocol import PlainStepper, State, Stepper
+from lm_runtime.models.state import initial_state
 from lm_runtime.sampling.params import SamplingParams
 from lm_runtime.scoring.score import token_log_probabilities
 from lm_runtime.tokenizer import Tokenizer

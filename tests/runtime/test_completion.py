@@ -22,7 +22,7 @@ from lm_runtime.commands.generate import main as lm_generate
 from lm_runtime.generation.complete import Request, complete
 from lm_runtime.generation.generate import generate_samples
 from lm_runtime.models.onnx import OnnxModel
-from lm_runtime.models.stepper import State
+from lm_runtime.models.protocol import State
 from lm_runtime.sampling.params import SamplingParams
 
 PROMPTS = ["the keeper", "", "Mara wrote a letter\nand", "the", "the keeper", "xyzzy"]

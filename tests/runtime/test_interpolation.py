@@ -15,7 +15,8 @@ from lm_runtime.generation.generate import generate_samples
 from lm_runtime.generation.session import Session
 from lm_runtime.models.interpolation import InterpolatedModel, fit_weight
 from lm_runtime.models.ngram import NgramModel
-from lm_runtime.models.onnx import OnnxModel, initial_state, read
+from lm_runtime.models.onnx import OnnxModel
+from lm_runtime.models.state import initial_state, read
 from lm_runtime.sampling.filters import log_probabilities
 from lm_runtime.sampling.params import SamplingParams
 from lm_runtime.scoring.score import score_file

@@ -18,8 +18,8 @@ import lm_runtime
 from conftest import FIXTURE, TINY, Invoke, one_line
 from lm_runtime.bundle import StateTensor
 from lm_runtime.commands.score import main as lm_score
-from lm_runtime.models.onnx import OnnxModel, StepModel
-from lm_runtime.models.stepper import State, Stepper
+from lm_runtime.models.onnx import OnnxModel
+from lm_runtime.models.protocol import State, StepModel, Stepper
 from lm_runtime.scoring import rescoring
 from lm_runtime.scoring import score as scoring
 from lm_runtime.scoring.rescoring import Hypothesis, rescore, score_texts

@@ -24,7 +24,7 @@ from lm_runtime.files import UnusableFileError, read_pieces
 from lm_runtime.generation.session import Session
 from lm_runtime.models.ngram import NgramModel, log_probabilities
 from lm_runtime.models.ngram_tables import NgramTables
-from lm_runtime.models.onnx import initial_state, join_states, read
+from lm_runtime.models.state import initial_state, join_states, read
 from lm_runtime.sampling.params import SamplingParams
 from lm_runtime.scoring.score import score_file
 from lm_runtime.tokenizer import Tokenizer

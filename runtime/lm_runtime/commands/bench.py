@@ -51,7 +51,7 @@ def main(
     """
     with imports():
         from lm_runtime import bench
-        from lm_runtime.models.onnx import load
+        from lm_runtime.models.load import load
 
     bandwidth = bench.memory_bandwidth()
     report: dict[str, Any] = {"memory_bytes_per_second": bandwidth, "steps": [], "prompts": [], "graphs": []}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from lm_runtime.generation.engine import Piece
     from lm_runtime.generation.session import Session
-    from lm_runtime.models.onnx import BundleModel
+    from lm_runtime.models.protocol import BundleModel
     from lm_runtime.sampling.params import SamplingParams
 
 _EXAMPLES = """
@@ -150,7 +150,7 @@ def main(
     """
     with imports():
         from lm_runtime.generation import generate as generation
-        from lm_runtime.models.onnx import load
+        from lm_runtime.models.load import load
 
     given = {name: value for name, value in sampling.items() if value not in (None, ())}
     states = save_state or load_state

@@ -14,7 +14,7 @@ from lm_runtime.commands import Command, Progress, imports, note, where_it_runs,
 
 if TYPE_CHECKING:
     from lm_runtime.models.interpolation import InterpolatedModel
-    from lm_runtime.models.onnx import StepModel
+    from lm_runtime.models.protocol import StepModel
     from lm_runtime.scoring.rescoring import Hypothesis
     from lm_runtime.scoring.score import Score
 
@@ -106,7 +106,7 @@ def main(
             "--with takes a second bundle, and either its --weight or a text to --fit it on"
         )
     with imports():
-        from lm_runtime.models.onnx import load
+        from lm_runtime.models.load import load
 
     file = Path("/dev/stdin") if str(file) == "-" else file
     model: StepModel = load(bundle, precision=precision, provider=provider, threads=threads)

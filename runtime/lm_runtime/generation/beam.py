@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lm_runtime.generation.session import Session
-from lm_runtime.models.onnx import StepModel, take_states
+from lm_runtime.models.protocol import StepModel
+from lm_runtime.models.state import take_states
 from lm_runtime.sampling.filters import log_probabilities
 
 _MOST_PENALTY = 10

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from lm_runtime.generation.engine import Engine, Piece
 from lm_runtime.generation.session import Session
-from lm_runtime.models.onnx import StepModel
+from lm_runtime.models.protocol import StepModel
 from lm_runtime.sampling.params import SamplingParams
 
 _PROMPTS_KEPT = 16

@@ -17,13 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lm_runtime.generation.session import Session
-from lm_runtime.models.onnx import StepModel, check_state, join_states, state_of
+from lm_runtime.models.protocol import StepModel
+from lm_runtime.models.state import check_state, join_states, state_of
 from lm_runtime.sampling.filters import Logits, log_probabilities
 from lm_runtime.sampling.params import SamplingParams
 from lm_runtime.sampling.sampler import Sampler, look_back
 
 if TYPE_CHECKING:
-    from lm_runtime.models.stepper import Stepper
+    from lm_runtime.models.protocol import Stepper
     from lm_runtime.sampling.constraint import Matcher, Pattern
     from lm_runtime.tokenizer import Tokenizer
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from lm_runtime.generation.engine import Engine, Piece
 from lm_runtime.generation.session import Session
-from lm_runtime.models.onnx import StepModel
+from lm_runtime.models.protocol import StepModel
 from lm_runtime.sampling.filters import log_probabilities
 from lm_runtime.sampling.params import SamplingParams
 

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from lm_runtime.files import UnusableFileError, write_whole
-from lm_runtime.models.onnx import StepModel, check_state, initial_state, read
-from lm_runtime.models.stepper import State
+from lm_runtime.models.protocol import State, StepModel
+from lm_runtime.models.state import check_state, initial_state, read
 from lm_runtime.sampling.history import History
 from lm_runtime.tokenizer import StreamDecoder
 

@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lm_runtime.files import UnusableFileError, read_pieces
-from lm_runtime.models.onnx import StepModel
-from lm_runtime.models.stepper import State, Stepper
+from lm_runtime.models.protocol import State, StepModel, Stepper
 from lm_runtime.scoring.score import log_normalizers, token_log_probabilities
 from lm_runtime.tokenizer import Tokenizer
 

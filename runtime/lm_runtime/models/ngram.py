@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from lm_runtime.bundle import CONFIG, TABLES, Precision, StateTensor, read_config
 from lm_runtime.files import UnusableFileError
 from lm_runtime.models.ngram_tables import NgramTables
-from lm_runtime.models.onnx import open_bundle
-from lm_runtime.models.stepper import State
+from lm_runtime.models.opened import open_bundle
+from lm_runtime.models.protocol import State
 from lm_runtime.tokenizer import Tokenizer
 
 CONTEXT = "context"

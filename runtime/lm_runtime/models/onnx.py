@@ -5,89 +5,28 @@ The state is a value that goes in and comes out; the model keeps none. Knows not
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Protocol
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from lm_runtime.bundle import (
-    GENERATION_CONFIG,
     LOGITS,
     LOGITS_FROM,
     MODELS,
-    NGRAM_TYPE,
     TOKEN,
-    TOKENIZER,
-    TOKENIZER_CONFIG,
-    TOKENS,
     BundleConfig,
     Precision,
-    StateTensor,
-    check_files,
     read_config,
-    read_generation_config,
 )
 from lm_runtime.files import UnusableFileError
-from lm_runtime.models.stepper import BoundStepper, State, Stepper
-from lm_runtime.sampling.params import SamplingParams
-from lm_runtime.tokenizer import Tokenizer
-
-Provider = Literal["auto", "cpu", "cuda"]
-READ_TOKENS = 512
-"""The most tokens read in one call: it bounds the logits held at a time."""
+from lm_runtime.models.opened import open_bundle
+from lm_runtime.models.protocol import Provider, State, Stepper
+from lm_runtime.models.stepper import BoundStepper
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _ERRORS_ONLY = 3
-
-
-class StepModel(Protocol):
-    """What generation and scoring need of a model; the torch model has the same form."""
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """Text to ids and back."""
-
-    @property
-    def states(self) -> Sequence[StateTensor]:
-        """The state's tensors, in the order of the arrays of a :data:`State`."""
-
-    def step(self, token: NDArray[np.int64], state: State) -> tuple[NDArray[np.float32], State]:
-        """Read ``token`` ``(batch, time)``; return logits ``(batch, time, vocab)`` and the new state."""
-
-    def advance(self, token: NDArray[np.int64], state: State) -> State:
-        """Read ``token`` as :meth:`step` does, for the state alone; what can be left out is."""
-
-    def stepper(self, state: State) -> Stepper:
-        """Take many single steps from ``state``."""
-
-    @property
-    def identity(self) -> str:
-        """What tells the weights from all others; a state is of use only with the weights that made it."""
-
-
-class BundleModel(StepModel, Protocol):
-    """A step model that comes from a bundle."""
-
-    folder: Path
-    config: BundleConfig
-    defaults: SamplingParams
-    precision: Precision
-    provider: str
-
-
-def open_bundle(folder: Path, config: BundleConfig, weights: str) -> tuple[Tokenizer, SamplingParams]:
-    """Check a bundle's files, the one named ``weights`` among them; read its tokenizer and its defaults.
-
-    Raises:
-        UnusableFileError: the bundle is incomplete, damaged, or contradicts itself.
-    """
-    check_files(folder, config, [GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG, TOKENS, weights])
-    tokenizer = Tokenizer.from_file(folder / TOKENIZER)
-    _check_tokenizer(folder / TOKENIZER, tokenizer, config)
-    return tokenizer, _sampling_defaults(folder)
 
 
 class OnnxModel:
@@ -160,82 +99,6 @@ class OnnxModel:
         return self.config.files[MODELS[self.precision]]
 
 
-def load(
-    folder: str | Path,
-    *,
-    precision: Precision = "fp32",
-    provider: Provider = "auto",
-    threads: int | None = None,
-) -> BundleModel:
-    """Load a bundle; the arguments and errors are those of :class:`OnnxModel`.
-
-    An n-gram model's tables have one precision, ``fp32``, and run on the CPU.
-    """
-    if read_config(Path(folder)).model_type != NGRAM_TYPE:
-        return OnnxModel(folder, precision=precision, provider=provider, threads=threads)
-    if precision != "fp32":
-        raise ValueError(f"{folder} is an n-gram model, which has no {precision} graph")
-    if provider == "cuda":
-        raise ValueError(f"{folder} is an n-gram model, which runs on the CPU")
-    from lm_runtime.models.ngram import NgramBundle  # graphs do without it
-
-    return NgramBundle(Path(folder))
-
-
-def initial_state(model: StepModel, batch: int) -> State:
-    """The zero state of ``batch`` sequences that have read nothing yet."""
-    return tuple(
-        np.zeros([batch if size is None else size for size in state.shape], state.dtype)
-        for state in model.states
-    )
-
-
-def join_states(model: StepModel, states: Sequence[State]) -> State:
-    """The state of the batch that has the sequences of ``states`` one after the other."""
-    return tuple(
-        np.concatenate(arrays, axis=tensor.batch_axis)
-        for tensor, arrays in zip(model.states, zip(*states, strict=True), strict=True)
-    )
-
-
-def state_of(model: StepModel, state: State, row: int) -> State:
-    """The state of one sequence of a batch, as a batch of 1."""
-    return tuple(
-        array[(slice(None),) * tensor.batch_axis + (slice(row, row + 1),)].copy()
-        for tensor, array in zip(model.states, state, strict=True)
-    )
-
-
-def check_state(model: StepModel, state: State) -> None:
-    """Check that ``state`` is one of a batch of 1 of the model.
-
-    Raises:
-        ValueError: it is another model's.
-    """
-    wanted = [
-        (tuple(1 if size is None else size for size in tensor.shape), tensor.dtype) for tensor in model.states
-    ]
-    found = [(array.shape, str(array.dtype)) for array in state]
-    if found != wanted:
-        raise ValueError(f"the state is not this model's: it is {found}, not {wanted}")
-
-
-def take_states(model: StepModel, state: State, rows: Sequence[int] | NDArray[np.int64]) -> State:
-    """The state of the batch that has the sequences ``rows`` of a batch, each as often as it is named."""
-    return tuple(
-        np.take(array, rows, axis=tensor.batch_axis)
-        for tensor, array in zip(model.states, state, strict=True)
-    )
-
-
-def read(model: StepModel, ids: Sequence[int], state: State) -> State:
-    """Read ``ids`` into a state of batch 1, up to :data:`READ_TOKENS` in one call."""
-    token = np.array(ids, dtype=np.int64)[None]
-    for start in range(0, token.shape[1], READ_TOKENS):
-        state = model.advance(token[:, start : start + READ_TOKENS], state)
-    return state
-
-
 def _open_session(path: Path, provider: Provider, threads: int | None) -> ort.InferenceSession:
     available = ort.get_available_providers()
     if provider != "auto" and _PROVIDERS[provider] not in available:
@@ -285,22 +148,3 @@ def _check_graph(
             raise UnusableFileError(
                 path, f"{name} is {tensors[name].type} {found}, where config.json says {dtype} {shape}"
             )
-
-
-def _check_tokenizer(path: Path, tokenizer: Tokenizer, config: BundleConfig) -> None:
-    for name, found, wanted in (
-        ("vocab_size", tokenizer.vocab_size, config.vocab_size),
-        ("vocabulary_sha256", tokenizer.vocabulary_sha256, config.vocabulary_sha256),
-        ("eos_token_id", tokenizer.eos_id, config.eos_token_id),
-        ("unk_token_id", tokenizer.unk_id, config.unk_token_id),
-    ):
-        if found != wanted:
-            raise UnusableFileError(path, f"does not fit the model: {name} is {found}, not {wanted}")
-
-
-def _sampling_defaults(folder: Path) -> SamplingParams:
-    path = folder / GENERATION_CONFIG
-    try:
-        return SamplingParams(**read_generation_config(folder))
-    except (TypeError, ValueError) as error:
-        raise UnusableFileError(path, f"not usable as sampling parameters ({error})") from None

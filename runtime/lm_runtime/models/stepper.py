@@ -7,55 +7,14 @@ where a call with a dictionary takes 20.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from lm_runtime.bundle import LOGITS, TOKEN, StateTensor
-
-State = tuple[NDArray[Any], ...]
-"""One array for each state tensor; each sequence of the batch has its slice along the batch axis."""
-
-
-Step = Callable[[NDArray[np.int64], State], tuple[NDArray[np.float32], State]]
-
-
-class Stepper(Protocol):
-    """Steps one batch; the state stays inside until it is asked for."""
-
-    def step(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Read one token for each row; return logits ``(batch, vocab)``, valid until the next step."""
-
-    def state(self) -> State:
-        """A copy of the state behind the last step."""
-
-    def undo(self) -> None:
-        """Go back behind the last step but one; once, and only after a step."""
-
-
-class PlainStepper:
-    """Steps any model by its ``step(token, state)``."""
-
-    def __init__(self, step: Step, state: State) -> None:
-        self._step = step
-        self._state = self._before = state
-
-    def step(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """As :meth:`Stepper.step`."""
-        logits, after = self._step(np.array(tokens, dtype=np.int64)[:, None], self._state)
-        self._before, self._state = self._state, after
-        return logits[:, 0]
-
-    def state(self) -> State:
-        """As :meth:`Stepper.state`."""
-        return self._state
-
-    def undo(self) -> None:
-        """As :meth:`Stepper.undo`."""
-        self._state = self._before
+from lm_runtime.models.protocol import State
 
 
 class BoundStepper:

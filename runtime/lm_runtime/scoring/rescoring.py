@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lm_runtime.files import UnusableFileError
-from lm_runtime.models.onnx import StepModel, initial_state, join_states, take_states
+from lm_runtime.models.protocol import StepModel
+from lm_runtime.models.state import initial_state, join_states, take_states
 from lm_runtime.scoring.score import Score, TextCount, add_up, log_normalizers, read_texts, unknown_tokens
 
 _CHUNK_TEXTS = 1024

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lm_runtime.files import UnusableFileError, read_lines, read_pieces
-from lm_runtime.models.onnx import READ_TOKENS, StepModel, initial_state
+from lm_runtime.models.protocol import StepModel
+from lm_runtime.models.state import READ_TOKENS, initial_state
 
 _CACHED_LOGITS = 1 << 17
 """How many logits are normalized at a time: with their exponentials, about what a core's cache holds."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lm_runtime.bundle import StateTensor
-from lm_runtime.models.stepper import PlainStepper, State, Stepper
+from lm_runtime.models.protocol import PlainStepper, State, Stepper
 from lm_runtime.tokenizer import Tokenizer
 from lm_trainer.config import ModelConfig
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from lm_runtime.bundle import NGRAM_TYPE
 from lm_runtime.models.ngram import NgramModel, log_probabilities
 from lm_runtime.models.ngram_tables import NgramTables
-from lm_runtime.models.onnx import StepModel
+from lm_runtime.models.protocol import StepModel
 from lm_runtime.tokenizer import Tokenizer
 from lm_trainer.config import ModelConfig
 from lm_trainer.networks.base import LanguageModel, TorchStepModel, negative_log_likelihood

@@ -1,0 +1,95 @@
+"""What generation and scoring need of a model: ``logits, state = model.step(token, state)``.
+
+The state is a value that goes in and comes out. Knows nothing about how a model computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from lm_runtime.bundle import BundleConfig, Precision, StateTensor
+    from lm_runtime.sampling.params import SamplingParams
+    from lm_runtime.tokenizer import Tokenizer
+
+Provider = Literal["auto", "cpu", "cuda"]
+
+State = tuple[NDArray[Any], ...]
+"""One array for each state tensor; each sequence of the batch has its slice along the batch axis."""
+
+Step = Callable[[NDArray[np.int64], State], tuple[NDArray[np.float32], State]]
+
+
+class Stepper(Protocol):
+    """Steps one batch; the state stays inside until it is asked for."""
+
+    def step(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Read one token for each row; return logits ``(batch, vocab)``, valid until the next step."""
+
+    def state(self) -> State:
+        """A copy of the state behind the last step."""
+
+    def undo(self) -> None:
+        """Go back behind the last step but one; once, and only after a step."""
+
+
+class StepModel(Protocol):
+    """What generation and scoring need of a model; the torch model has the same form."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Text to ids and back."""
+
+    @property
+    def states(self) -> Sequence[StateTensor]:
+        """The state's tensors, in the order of the arrays of a :data:`State`."""
+
+    def step(self, token: NDArray[np.int64], state: State) -> tuple[NDArray[np.float32], State]:
+        """Read ``token`` ``(batch, time)``; return logits ``(batch, time, vocab)`` and the new state."""
+
+    def advance(self, token: NDArray[np.int64], state: State) -> State:
+        """Read ``token`` as :meth:`step` does, for the state alone; what can be left out is."""
+
+    def stepper(self, state: State) -> Stepper:
+        """Take many single steps from ``state``."""
+
+    @property
+    def identity(self) -> str:
+        """What tells the weights from all others; a state is of use only with the weights that made it."""
+
+
+class BundleModel(StepModel, Protocol):
+    """A step model that comes from a bundle."""
+
+    folder: Path
+    config: BundleConfig
+    defaults: SamplingParams
+    precision: Precision
+    provider: str
+
+
+class PlainStepper:
+    """Steps any model by its ``step(token, state)``."""
+
+    def __init__(self, step: Step, state: State) -> None:
+        self._step = step
+        self._state = self._before = state
+
+    def step(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """As :meth:`Stepper.step`."""
+        logits, after = self._step(np.array(tokens, dtype=np.int64)[:, None], self._state)
+        self._before, self._state = self._state, after
+        return logits[:, 0]
+
+    def state(self) -> State:
+        """As :meth:`Stepper.state`."""
+        return self._state
+
+    def undo(self) -> None:
+        """As :meth:`Stepper.undo`."""
+        self._state = self._before
