@@ -13,7 +13,7 @@ import pytest
 
 from lm_export.command import main as lm_export
 from lm_trainer.command import main as lm_train
-from lm_trainer.config import FAMILIES
+from lm_trainer.families import FAMILIES
 
 # These models are so small that a second thread costs more than it brings.
 os.environ["OMP_NUM_THREADS"] = "1"

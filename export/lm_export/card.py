@@ -7,7 +7,7 @@ from typing import Any
 
 from lm_runtime.bundle import ARPA, MODELS, TABLES, BundleConfig
 from lm_runtime.commands import file_size
-from lm_trainer.config import FAMILIES
+from lm_trainer.families import FAMILIES
 
 
 def model_card(config: BundleConfig, folder: Path, name: str) -> str:

@@ -15,7 +15,7 @@ from conftest import COUNTED, FIXTURE, SMALL, TINY, Invoke, family_options, one_
 from lm_export.command import main as lm_export
 from lm_runtime.files import folder_beside, held
 from lm_trainer.command import main as lm_train
-from lm_trainer.config import FAMILIES
+from lm_trainer.families import FAMILIES
 from lm_trainer.ngram import training as ngram_training
 from lm_trainer.reports import summary
 from lm_trainer.reports.summary import finish
@@ -142,7 +142,7 @@ def test_a_corpus_that_is_nowhere(invoke: Invoke, tmp_path: Path) -> None:
         (["--dropout-words", -1], "dropout_words must be at least 0 and below 1, got -1"),
         (
             ["--model", "window", "--layers", 1, "--locked-dropout"],
-            "locked_dropout and weight_drop are for recurrent layers, which window has not",
+            "locked_dropout must be False with window (it has no recurrent layers), got True",
         ),
         (["--precision", "int4"], "Invalid value for '--precision'"),
         (["--seed", 1 << 80], "seed must be from 0 to"),

@@ -24,7 +24,8 @@ from lm_export.quantize import layers_by_precision, quantize_int8
 from lm_runtime.bundle import LOGITS_FROM, BundleConfig
 from lm_runtime.generation.generate import generate_samples
 from lm_runtime.sampling.params import SamplingParams
-from lm_trainer.config import FAMILIES, ModelConfig
+from lm_trainer.config import ModelConfig
+from lm_trainer.families import FAMILIES
 from lm_trainer.networks.base import LanguageModel, TorchStepModel
 from lm_trainer.networks.recurrent import CELLS, RecurrentLM
 from lm_trainer.networks.registry import NETWORKS, make_model, step_model

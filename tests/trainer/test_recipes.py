@@ -13,7 +13,7 @@ from torch import Tensor
 from conftest import Invoke
 from lm_export.command import main as lm_export
 from lm_trainer.command import main as lm_train
-from lm_trainer.config import FAMILIES
+from lm_trainer.families import FAMILIES
 from lm_trainer.presets import PRESETS
 from lm_trainer.run.checkpoint import load_checkpoint
 from lm_trainer.training.loop import Trainer

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from lm_runtime.bundle import HIGHEST_ORDER, NGRAM_TYPE
+from lm_runtime.bundle import HIGHEST_ORDER
+from lm_trainer.families import FAMILIES
 
 LAST = "last.pt"
 """The newest state of a run, for resuming. Every run has one from its beginning on."""
@@ -37,48 +38,6 @@ class TokenizerConfig:
 
 OPTIONS = {"model_type": "model", "num_layers": "layers"}
 """The options of ``lm-train`` that are not called what their fields are."""
-
-
-@dataclass(frozen=True)
-class Family:
-    """A kind of model, as ``lm-train --model`` names it."""
-
-    description: str
-    """What it is, in a few words."""
-    fixed: dict[str, tuple[Any, str]]
-    """Values of :class:`ModelConfig` that its form leaves no choice about, each with the reason."""
-    defaults: dict[str, Any] = field(default_factory=dict)
-    """Values that presets, which are made for all families, do not name."""
-
-
-_IN_STATE = "what it has read is in its state"
-_RECURRENT = {"window": (0, _IN_STATE), "order": (0, _IN_STATE)}
-_NO_LAYERS = "it has tables, no layers"
-FAMILIES = {
-    "lstm": Family("long short-term memory network, LSTM (Hochreiter and Schmidhuber 1997)", _RECURRENT),
-    "gru": Family("network of gated recurrent units, GRU (Cho et al. 2014)", _RECURRENT),
-    "rnn": Family("simple recurrent network with tanh, RNN (Elman 1990)", _RECURRENT),
-    "window": Family(
-        "feed-forward network that sees the last few tokens (Bengio et al. 2003)",
-        {
-            "num_layers": (1, "it has one hidden layer"),
-            "tied": (False, "its embedding has a row that its output layer has not"),
-            "order": (0, "it sees as many tokens as its window has"),
-            "projection": (0, "its one hidden layer can have that width itself"),
-        },
-        {"window": 5},
-    ),
-    NGRAM_TYPE: Family(
-        "n-gram model, interpolated modified Kneser-Ney (Chen and Goodman 1998)",
-        {
-            **dict.fromkeys(("embedding_dim", "hidden_size", "num_layers"), (0, _NO_LAYERS)),
-            "tied": (False, _NO_LAYERS),
-            "window": (0, "it sees one token less than its order"),
-            "projection": (0, _NO_LAYERS),
-        },
-        {"order": 5},
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -141,7 +100,7 @@ class ModelConfig:
         return self.projection or self.hidden_size
 
     def __str__(self) -> str:
-        if self.model_type == NGRAM_TYPE:
+        if self.order:
             return f"{self.model_type} of order {self.order}"
         read = f"{self.window} x {self.embedding_dim}" if self.window else f"{self.embedding_dim}"
         projected = f" -> {self.projection}" if self.projection else ""
@@ -237,18 +196,16 @@ class Preset:
     """The optimization."""
 
     def __post_init__(self) -> None:
-        recurrent = self.training.locked_dropout or self.training.weight_drop
-        if self.model.get("model_type") == "window" and recurrent:
-            raise ValueError(
-                "locked_dropout and weight_drop are for recurrent layers, which window has not: give "
-                "--no-locked-dropout and --weight-drop 0"
-            )
+        family = self.model.get("model_type", ModelConfig.model_type)
+        for name, (value, reason) in FAMILIES[family].fixed_training.items():
+            if (found := getattr(self.training, name)) != value:
+                raise ValueError(f"{name} must be {value} with {family} ({reason}), got {found}")
 
     @property
     def settings(self) -> dict[str, Any]:
         """Every value by its field's name; n-grams are counted, without an optimization."""
         values = {**dataclasses.asdict(self.tokenizer), **self.model}
-        if self.model.get("model_type") == NGRAM_TYPE:
+        if FAMILIES[self.model.get("model_type", ModelConfig.model_type)].is_estimated:
             return values
         return {**values, **dataclasses.asdict(self.training)}
 
@@ -265,9 +222,9 @@ class Preset:
 
         tokenizer = dataclasses.replace(self.tokenizer, **part(TokenizerConfig))
         model_type = given.get("model_type", ModelConfig.model_type)
-        if model_type == NGRAM_TYPE and (unused := list(part(TrainingConfig))):
-            raise ValueError(f"{unused[0]} is of no use to {model_type}: it is counted in one pass")
         family = FAMILIES[model_type]
+        if family.is_estimated and (unused := list(part(TrainingConfig))):
+            raise ValueError(f"{unused[0]} is of no use to {model_type}: it is counted in one pass")
         own = {**family.defaults, **{name: value for name, (value, _) in family.fixed.items()}}
         model = {
             **self.model,
@@ -280,7 +237,6 @@ class Preset:
         recipe = part(TrainingConfig)
         if "dropout" in recipe:  # it is for all places that are not named beside it
             recipe = {"dropout_input": None, "dropout_output": None, **recipe}
-        if model_type == "window":
-            recipe = {"locked_dropout": False, "weight_drop": 0.0, **recipe}
+        recipe = {name: value for name, (value, _) in family.fixed_training.items()} | recipe
         training = dataclasses.replace(self.training, **recipe)
         return dataclasses.replace(self, tokenizer=tokenizer, model=model, training=training)

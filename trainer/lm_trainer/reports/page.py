@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lm_runtime.files import write_whole
-from lm_trainer.config import FAMILIES, ModelConfig
+from lm_trainer.config import ModelConfig
+from lm_trainer.families import FAMILIES
 from lm_trainer.reports.metrics import CURVE, draw_rates, read_metrics
 from lm_trainer.run.checkpoint import training_settings
 

@@ -22,19 +22,11 @@ from lm_runtime.bundle import NGRAM_TYPE, TOKENIZER
 from lm_runtime.commands import machine_fault
 from lm_runtime.files import UnusableFileError, folder_beside, held, holds_something, remove, write_text
 from lm_runtime.tokenizer import Tokenizer
-from lm_trainer.config import (
-    BEST,
-    FAMILIES,
-    LAST,
-    OPTIONS,
-    ModelConfig,
-    Preset,
-    TokenizerConfig,
-    TrainingConfig,
-)
+from lm_trainer.config import BEST, LAST, OPTIONS, ModelConfig, Preset, TokenizerConfig, TrainingConfig
 from lm_trainer.config_file import CONFIG, to_toml
 from lm_trainer.corpora.corpus import TOKENS, encode_corpus, find_corpus, open_split, texts, token_path
 from lm_trainer.corpora.vocabulary import make_tokenizer
+from lm_trainer.families import FAMILIES
 from lm_trainer.networks.registry import make_model, parameter_count
 from lm_trainer.ngram.training import NgramTrainer
 from lm_trainer.reports.baselines import unigram
