@@ -174,5 +174,5 @@ def test_training_must_be_possible_with_the_checkpoint_s_network(
     code, _, err = invoke(lm_train, TINY, "--init", family_run, *options, "--out", "run")
     assert code == {"window": 2, "ngram": 1}.get(family, 0)
     if family == "window":
-        assert "locked_dropout must be False with window (it has no recurrent layers), got True" in one_line(err)
+        assert "locked_dropout must be False with window (it has no recurrent layers)" in one_line(err)
         assert tree(tmp_path) == set()
