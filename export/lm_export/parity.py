@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lm_runtime.models.protocol import State, StepModel
 from lm_runtime.models.state import initial_state
-from lm_runtime.scoring.score import log_softmax_at
+from lm_runtime.softmax import log_softmax_at
 
 TOLERANCE = 1e-4
 """The largest difference allowed in fp32. Rounding gave 1e-6 for logits of about 10; a wrong gate or a
