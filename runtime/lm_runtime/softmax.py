@@ -14,7 +14,9 @@ _CACHED_LOGITS = 1 << 17
 def log_softmax(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     """The natural-log probability of every token, in float64: ``(..., vocab)`` -> ``(..., vocab)``."""
     result = logits.astype(np.float64)
-    result -= log_normalizers(result)[..., None]
+    highest, sums = _log_sums(result)
+    result -= highest
+    result -= sums
     return result
 
 
@@ -33,9 +35,14 @@ def log_normalizers(logits: NDArray[Any]) -> NDArray[Any]:
     rows = max(1, _CACHED_LOGITS // table.shape[1])
     result = np.empty(len(table), dtype=logits.dtype)
     for start in range(0, len(table), rows):
-        block = table[start : start + rows]
-        highest = block.max(axis=-1, keepdims=True)
-        shifted = block - highest
-        np.exp(shifted, out=shifted)
-        result[start : start + rows] = np.log(shifted.sum(axis=-1)) + highest[:, 0]
+        highest, sums = _log_sums(table[start : start + rows])
+        result[start : start + rows] = (sums + highest)[:, 0]
     return result.reshape(logits.shape[:-1])
+
+
+def _log_sums(logits: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The largest logit, and the logarithm of the sum of exponentials relative to it: ``(..., 1)`` each."""
+    highest = logits.max(axis=-1, keepdims=True)
+    shifted = logits - highest
+    np.exp(shifted, out=shifted)
+    return highest, np.log(shifted.sum(axis=-1, keepdims=True))
