@@ -176,8 +176,7 @@ def test_a_text_that_nothing_can_continue_is_stuck_and_leaves_the_others_alone(m
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"top_k": 201}, "top_k must be at least 0 and at most 200, got 201"),
-        ({"logprobs": 201}, "logprobs must be at least 0 and at most 200, got 201"),
+        ({"logprobs": 201}, "logprobs must be from 0 to 200, got 201"),
         ({"logit_bias": {200: 1.0}}, "logit_bias must name ids from 0 to 199, got 200"),
         ({"logit_bias": {-1: 1.0}}, "logit_bias must name ids from 0 to 199, got -1"),
     ],

@@ -20,8 +20,8 @@ from typing import IO, Any
 from lm_runtime.commands import Progress, note
 from lm_runtime.files import UnusableFileError, read_lines
 from lm_runtime.generation.complete import Completion, Request, complete
-from lm_runtime.generation.engine import compiled
 from lm_runtime.models.protocol import BundleModel, StepModel
+from lm_runtime.sampling.constraint import compiled
 from lm_runtime.sampling.params import SamplingParams
 
 _FIELDS = {field.name for field in dataclasses.fields(SamplingParams)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
+from functools import lru_cache
 from string import ascii_lowercase, ascii_uppercase, digits
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,17 @@ _STATES = 250_000
 _NOTHING = "NoExtensionBias"
 # The ranges of a class that have all of an alphabet.
 _WHOLE_RANGE = r"(?<!-)(a-z|A-Z|0-9)(?!-)"
+
+
+@lru_cache(maxsize=8)
+def compiled(regex: str, tokenizer: Tokenizer) -> Pattern:
+    """The regular expression, compiled for the tokenizer; the last few are kept.
+
+    Raises:
+        ValueError: it cannot be used.
+        ModuleNotFoundError: the extra ``regex`` is not installed.
+    """
+    return Pattern(regex, tokenizer)
 
 
 class Pattern:
