@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 import click
 
+from lm_runtime.commands.options import GroupedCommand, option
 from lm_runtime.files import UnusableFileError
 
 _EXTRAS = {"llguidance": ("regex",) * 2, "tensorboard": ("tensorboard",) * 2}
@@ -27,8 +28,11 @@ _EXTRAS = {"llguidance": ("regex",) * 2, "tensorboard": ("tensorboard",) * 2}
 _DEVICES = ("CUDA", "cuDNN", "CUBLAS", "NCCL")
 """What an error names that is a device's."""
 
+WHERE_IT_RUNS = "Where it runs"
+"""The heading of the options that say where."""
 
-class Command(click.Command):
+
+class Command(GroupedCommand):
     """A command that ends in one line when it cannot do what was asked."""
 
     _interrupted = False
@@ -136,32 +140,37 @@ def _see_help(error: click.UsageError) -> str:
 
 def where_it_runs(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options of every command that opens a bundle."""
-    for option in (
-        click.option(
-            "--threads", type=click.IntRange(1, 1024), help="CPU threads.  [default: onnxruntime's choice]"
+    for decorate in (
+        option(
+            "--threads",
+            type=click.IntRange(1, 1024),
+            group=WHERE_IT_RUNS,
+            help="CPU threads.  [default: onnxruntime's choice]",
         ),
-        click.option(
+        option(
             "--provider",
+            group=WHERE_IT_RUNS,
             type=click.Choice(["auto", "cpu", "cuda"]),
             default="auto",
             show_default=True,
             help="Where it runs.",
         ),
     ):
-        function = option(function)
+        function = decorate(function)
     return function
 
 
 def which_graph(function: Callable[..., Any]) -> Callable[..., Any]:
     """The option of a command that runs one of the bundle's graphs."""
-    option = click.option(
+    decorate = option(
         "--precision",
+        group=WHERE_IT_RUNS,
         type=click.Choice(["fp32", "int8"]),
         default="fp32",
         show_default=True,
         help="Which graph.",
     )
-    return option(function)
+    return decorate(function)
 
 
 def note(text: str) -> None:

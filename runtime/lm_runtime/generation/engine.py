@@ -83,7 +83,7 @@ class Engine:
         self._groups: list[_Group] = []
         self._stepper: Stepper | None = None  # None: the sessions hold their states themselves
         self._lock = RLock()  # of all that is above
-        self._stepping = RLock()  # who steps
+        self._stepping = False
 
     def __len__(self) -> int:
         """How many sessions run or wait."""
@@ -138,13 +138,14 @@ class Engine:
                 token; the others are where they were, and the next step goes on with them.
             RuntimeError: another thread is stepping.
         """
-        if not self._stepping.acquire(blocking=False):
+        if self._stepping:
             raise RuntimeError("another thread is stepping this engine; the others may add and cancel")
-        try:
-            with self._lock:
+        with self._lock:
+            try:
+                self._stepping = True
                 return self._step()
-        finally:
-            self._stepping.release()
+            finally:
+                self._stepping = False
 
     def close(self) -> None:
         """Let every session leave where it is."""
