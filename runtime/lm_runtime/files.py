@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -19,6 +20,7 @@ except ImportError:  # which only Unix has
 
 _READ_BYTES = 1 << 20
 _LONGEST_PIECE = 1 << 16
+_LONGEST_REASON = 200
 
 
 class UnusableFileError(Exception):
@@ -29,6 +31,48 @@ class UnusableFileError(Exception):
 
     def __init__(self, path: str | Path, problem: str) -> None:
         super().__init__(f"{path}: {problem}")
+
+
+@contextlib.contextmanager
+def reading(path: str | Path, problem: str) -> Iterator[None]:
+    """Turn whatever a reader raises over the content of ``path`` into :class:`UnusableFileError`.
+
+    Args:
+        path: the file.
+        problem: what to say of it: ``not a tokenizer``; the reader's own words follow.
+    """
+    try:
+        yield
+    except (UnusableFileError, MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # a panic of a library in Rust is no Exception
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise UnusableFileError(path, f"{problem} ({reason[:_LONGEST_REASON]})") from None
+
+
+def read_regular(path: Path, most: int, missing: str = "no such file") -> bytes:
+    """The content of a regular file of at most ``most`` bytes.
+
+    Raises:
+        UnusableFileError: it is missing (in the words ``missing``), too large, or a folder, a pipe, a device.
+    """
+    try:
+        _require_regular(path, path.stat().st_mode)  # to open a pipe would wait for its writer
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            _require_regular(path, status.st_mode)
+            if status.st_size > most:
+                raise UnusableFileError(path, f"{status.st_size:,} bytes, more than {most:,}")
+            return file.read()
+    except (FileNotFoundError, NotADirectoryError):
+        raise UnusableFileError(path, missing) from None
+
+
+def _require_regular(path: Path, mode: int) -> None:
+    if stat.S_ISDIR(mode):
+        raise UnusableFileError(path, "a folder, where a file is needed")
+    if not stat.S_ISREG(mode):
+        raise UnusableFileError(path, "not a regular file")
 
 
 @contextlib.contextmanager
