@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import re
 import secrets
@@ -15,7 +16,7 @@ import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO
 
 try:
     import fcntl
@@ -80,7 +81,7 @@ def reading(path: str | Path, problem: str) -> Iterator[None]:
         raise UnusableFileError(path, f"{problem} ({reason[:_LONGEST_REASON]})") from None
 
 
-def open_regular(path: Path, wanted: str = "file") -> BinaryIO:
+def open_regular(path: Path, wanted: str = "file") -> io.BufferedReader:
     """Open a regular file for reading; a pipe or a device is never waited for.
 
     Args:
