@@ -11,7 +11,7 @@ import click
 
 from lm_runtime.commands import Command, imports, where_it_runs, which_graph
 from lm_runtime.commands.options import ESCAPED_TEXT, option, settings_options
-from lm_runtime.files import read_text_file, require_place
+from lm_runtime.files import STANDARD_INPUT, read_text_file, require_place
 from lm_runtime.sampling.params import SamplingParams
 from lm_runtime.settings import Setting
 
@@ -177,7 +177,7 @@ def main(
         "--allow-unk, --echo and --json go",
     )
     _check_together(str(save_state) == "-", "--save-state needs a file, and - is none")
-    output = None if str(output) == "-" else output
+    output = None if str(output) == "-" else output  # standard output, as without it
     if prompt_file is not None:
         prompt = _read_prompt(prompt_file)
     for place in filter(None, (save_state, output)):
@@ -197,7 +197,7 @@ def main(
         elif input_:
             from lm_runtime.commands.requests import run_requests
 
-            input_ = Path("/dev/stdin") if str(input_) == "-" else input_
+            input_ = STANDARD_INPUT if str(input_) == "-" else input_
             run_requests(model, input_, output, params, seed=seed or 0, samples=samples, strict=strict)
         elif states:
             texts.go_on(model, prompt, params, seed, save_state, load_state, echo=echo)
@@ -231,5 +231,5 @@ def _bias(model: BundleModel, given: tuple[str, ...]) -> dict[int, float]:
 
 def _read_prompt(name: str) -> str:
     """The prompt in a file; the line break that ends its last line is not part of it."""
-    path = Path("/dev/stdin" if name == "-" else name)
+    path = STANDARD_INPUT if name == "-" else Path(name)
     return read_text_file(path).removesuffix("\n")

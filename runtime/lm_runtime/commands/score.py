@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from lm_runtime.commands import Command, Progress, imports, note, where_it_runs, which_graph
+from lm_runtime.files import STANDARD_INPUT
 
 if TYPE_CHECKING:
     from lm_runtime.models.interpolation import InterpolatedModel
@@ -108,7 +109,7 @@ def main(
     with imports():
         from lm_runtime.models.load import load
 
-    file = Path("/dev/stdin") if str(file) == "-" else file
+    file = STANDARD_INPUT if str(file) == "-" else file
     model: StepModel = load(bundle, precision=precision, provider=provider, threads=threads)
     facts = {}
     if other is not None:
