@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from lm_runtime.models.protocol import State
     from lm_runtime.models.state import initial_state
     from lm_runtime.sampling.params import SamplingParams
+    from lm_runtime.sampling.sampler import NotFiniteError
     from lm_runtime.scoring.rescoring import Hypothesis, Rescored, read_hypotheses, rescore, score_texts
     from lm_runtime.scoring.score import Score, score_file
 
@@ -37,6 +38,7 @@ __all__ = [
     "Engine",
     "Hypothesis",
     "InterpolatedModel",
+    "NotFiniteError",
     "Piece",
     "Request",
     "Rescored",
@@ -67,6 +69,7 @@ _HOME = {
     "Completion": "generation.complete",
     "Engine": "generation.engine",
     "Hypothesis": "scoring.rescoring",
+    "NotFiniteError": "sampling.sampler",
     "Piece": "generation.rows",
     "Request": "generation.complete",
     "Rescored": "scoring.rescoring",

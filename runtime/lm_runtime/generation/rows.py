@@ -129,7 +129,7 @@ class Group:
         Raises:
             NotFiniteError: those of a row are NaN or infinite; that row is finished.
         """
-        own = logits[self._slice]
+        own = logits if len(logits) == len(self._rows) else logits[self._slice]
         if self._looks_back:
             own = np.stack([row.process(values) for row, values in zip(self._rows, own, strict=True)])
         try:

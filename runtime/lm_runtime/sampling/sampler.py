@@ -74,6 +74,8 @@ class Sampler:
             if filter_.keeps and not (filter_.comes_first and place)
         ]
         self._filters_first = len(self._tests) < len(self._filters)
+        if self._filters_first:
+            self._tests.clear()
         self._block = _BLOCK if vocab_size > 2 * _BLOCK else vocab_size
         self._has_blocks = self._block < vocab_size
         self._scale = np.float32(1 / max(params.temperature, _COLDEST))
@@ -220,10 +222,9 @@ class Sampler:
         weights = self._rows[row]
         if weights.item(token) <= 0:
             return False
-        if not self._filters_first:
-            for keeps, parameter in self._tests:
-                if not keeps(weights, self._totals[row], token, parameter):
-                    return False
+        for keeps, parameter in self._tests:
+            if not keeps(weights, self._totals[row], token, parameter):
+                return False
         return True
 
     def _surely_kept(self, tokens: NDArray[np.int64]) -> NDArray[np.bool_]:
