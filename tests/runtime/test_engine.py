@@ -330,7 +330,7 @@ def test_only_one_thread_steps_and_others_may_add_and_cancel(model: OnnxModel) -
         def stepper(self, state: State) -> PlainStepper:
             def step(token: NDArray[np.int64], state: State) -> tuple[NDArray[np.float32], State]:
                 within.set()
-                assert go_on.wait(timeout=30)
+                assert go_on.wait(timeout=5)
                 return model.step(token, state)
 
             return PlainStepper(step, state)

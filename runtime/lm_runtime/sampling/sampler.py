@@ -222,7 +222,7 @@ class Sampler:
         weights = self._rows[row]
         if weights.item(token) <= 0:
             return False
-        for keeps, parameter in self._tests:
+        for keeps, parameter in self._tests:  # noqa: SIM110 - all() takes half a microsecond more
             if not keeps(weights, self._totals[row], token, parameter):
                 return False
         return True
