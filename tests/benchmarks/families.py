@@ -27,8 +27,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from lm_runtime.scoring.score import perplexity
+from lm_trainer.networks.family import make_model
 from lm_trainer.networks.recurrent import RecurrentLM
-from lm_trainer.networks.registry import make_model
 from lm_trainer.run.checkpoint import load_checkpoint, restore_model
 
 HERE = Path(__file__).resolve().parent
@@ -130,10 +130,10 @@ def draw_reach(work: Path, path: Path) -> dict[str, dict[str, float]]:
     left: dict[str, dict[str, float]] = {}
     for family in ("rnn", "gru", "lstm"):
         run = work / "runs" / f"{family}-0"
-        content = load_checkpoint(run)
-        model, _ = restore_model(run, content)
+        checkpoint = load_checkpoint(run)
+        model, _ = restore_model(checkpoint)
         assert isinstance(model, RecurrentLM)
-        ids = content["held_out"].numpy()
+        ids = checkpoint.facts.held_out.numpy()
         for label, candidate, style in (
             ("trained", model, "-"),
             ("before training", make_model(model.config, torch.Generator().manual_seed(0)), ":"),

@@ -39,7 +39,7 @@ def side(function: Callable[[Path, Path], Work]) -> Callable[[Path, Path], Work]
 def torch_model(run: Path) -> Any:
     from lm_trainer.run.checkpoint import load_checkpoint, restore_model
 
-    return restore_model(run, load_checkpoint(run))[0]
+    return restore_model(load_checkpoint(run))[0]
 
 
 @side

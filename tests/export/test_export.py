@@ -290,9 +290,7 @@ def test_a_proof_that_fails_writes_no_bundle(
     monkeypatch.setattr(
         bundle_writer,
         "make_step_graph",
-        lambda model, config: trace(
-            wrong_gates(restore_model(small_run, load_checkpoint(small_run))[0]), config
-        ),
+        lambda model, config: trace(wrong_gates(restore_model(load_checkpoint(small_run))[0]), config),
     )
     code, out, err = invoke(main, small_run, "--out", "bundle")
     assert (code, out) == (1, "")
@@ -301,9 +299,9 @@ def test_a_proof_that_fails_writes_no_bundle(
 
 
 def test_a_state_that_is_not_carried_fails_the_proof(family_run: Path, family_bundle: Path) -> None:
-    model, tokenizer = restore_model(family_run, load_checkpoint(family_run))
+    model, tokenizer = restore_model(load_checkpoint(family_run))
     exported = lm_runtime.load(family_bundle)
-    held_out = load_checkpoint(family_run)["held_out"].numpy()
+    held_out = load_checkpoint(family_run).facts.held_out.numpy()
     reference = step_model(model, tokenizer)
     assert parity.compare(reference, exported, held_out).holds
 
@@ -325,10 +323,10 @@ def test_one_other_integer_in_a_state_fails_the_proof() -> None:
 
 
 def test_nan_fails_the_proof(small_run: Path, small_bundle: Path) -> None:
-    model, tokenizer = restore_model(small_run, load_checkpoint(small_run))
+    model, tokenizer = restore_model(load_checkpoint(small_run))
     with torch.no_grad():
         model.head.bias[3] = float("nan")
-    held_out = load_checkpoint(small_run)["held_out"].numpy()
+    held_out = load_checkpoint(small_run).facts.held_out.numpy()
     assert not parity.compare(TorchStepModel(model, tokenizer), lm_runtime.load(small_bundle), held_out).holds
 
 
@@ -343,7 +341,7 @@ def test_int8_that_costs_too_much_writes_no_bundle(
 
 
 def test_torch_and_the_bundle_sample_the_same_ids_and_text(family_run: Path, family_bundle: Path) -> None:
-    model, tokenizer = restore_model(family_run, load_checkpoint(family_run))
+    model, tokenizer = restore_model(load_checkpoint(family_run))
     params = SamplingParams(max_tokens=150, temperature=0.9, top_p=0.95)
     texts = [
         list(generate_samples(candidate, "Mara wrote", params, seed=9, indices=(0, 1, 2)))
@@ -404,7 +402,7 @@ def test_the_other_tokenizers_go_the_whole_way(tmp_path: Path, tokenizer: str) -
 
 def test_the_newest_checkpoint_of_an_unfinished_run_is_exported_too(small_run: Path, tmp_path: Path) -> None:
     """In the middle of an epoch there is no figure for its weights, and the card says so."""
-    content = load_checkpoint(small_run / "last.pt")
+    content = torch.load(small_run / "last.pt", weights_only=True)
     content["progress"]["window"] = 7
     torch.save(content, tmp_path / "early.pt")
     run_command("lm-export", "early.pt", "--out", "bundle", cwd=tmp_path)

@@ -33,7 +33,7 @@ def test_a_killed_run_ends_with_the_same_bits(
         pass
 
     def step_or_die(trainer: Trainer, lr: float | None = None) -> Tensor:
-        if trainer.progress.step == whole["progress"]["step"] * 2 // 3:
+        if trainer.progress.step == whole.progress.step * 2 // 3:
             raise KilledError
         return step(trainer, lr)
 
@@ -42,12 +42,12 @@ def test_a_killed_run_ends_with_the_same_bits(
         patch.setattr(Trainer, "step", step_or_die)
         lm_train.main([str(argument) for argument in (*call, "--out", "killed")])
     stopped = load_checkpoint(tmp_path / "killed/last.pt")
-    assert 0 < stopped["progress"]["step"] < whole["progress"]["step"]
+    assert 0 < stopped.progress.step < whole.progress.step
     assert invoke(lm_train, *call, "--out", "killed", "--resume")[0] == 0
     resumed = load_checkpoint(tmp_path / "killed/last.pt")
-    assert resumed["progress"]["step"] == whole["progress"]["step"]
-    for key, tensor in whole["model"].items():
-        assert torch.equal(tensor, resumed["model"][key]), key
+    assert resumed.progress.step == whole.progress.step
+    for key, tensor in whole.weights.items():
+        assert torch.equal(tensor, resumed.weights[key]), key
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -33,6 +33,9 @@ FORMAT_VERSION = 2
 """Version 1 had no checksums, and empty values where version 2 has none."""
 _VERSIONS = (1, FORMAT_VERSION)
 
+_FOLDER = 0x10
+"""The attribute of a folder in an archive's directory."""
+
 
 class CheckpointStore:
     """Keeps a run's snapshots as the two checkpoints of its folder.
@@ -148,8 +151,8 @@ def reading(path: Path, problem: str) -> Iterator[None]:
     except Exception as error:
         if machine_fault(error):
             raise
-        line = (str(error) or type(error).__name__).splitlines()[0]
-        raise UnusableFileError(path, f"{problem}: {line[:160]}") from None
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UnusableFileError(path, f"{problem}: {reason[:200]}") from None
 
 
 def _load(path: Path, mapped: bool) -> Any:
@@ -163,6 +166,9 @@ def _load(path: Path, mapped: bool) -> Any:
             if archive.testzip():
                 raise UnusableFileError(path, "not a checkpoint, or damaged")
             entries = archive.infolist()
+            # torch reads nothing of an entry that is marked as a folder, and returns what the memory held.
+            if any(entry.external_attr & _FOLDER and not entry.is_dir() for entry in entries):
+                raise UnusableFileError(path, "not a checkpoint, or damaged")
             stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
         mapped = mapped and stored  # torch would map what another tool has compressed, too
     return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
@@ -193,10 +199,7 @@ def _check_plain(name: str, tensor: Tensor) -> None:
 
 
 def _check_sums(tensors: dict[str, Tensor], checksums: Any) -> None:
-    """Compare all tensors with their checksums: torch does not notice some changes of the archive.
-
-    One bit of the archive's directory made it return uninitialized memory as weights.
-    """
+    """Compare all tensors with their checksums: torch does not notice every change of the archive."""
     if not isinstance(checksums, dict):
         raise ValueError("it has no checksums")
     if missing := checksums.keys() - tensors.keys():
