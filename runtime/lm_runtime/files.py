@@ -46,8 +46,12 @@ def reading(path: str | Path, problem: str) -> Iterator[None]:
     except (UnusableFileError, MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # a panic of a library in Rust is no Exception
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise UnusableFileError(path, f"{problem} ({reason[:_LONGEST_REASON]})") from None
+        raise UnusableFileError(path, f"{problem} ({first_line(error)})") from None
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, cut where it is long; the name of its type if there is none."""
+    return (next(iter(str(error).splitlines()), "") or type(error).__name__)[:_LONGEST_REASON]
 
 
 def read_regular(path: Path, most: int, missing: str = "no such file") -> bytes:
