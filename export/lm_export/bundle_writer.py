@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +31,8 @@ from lm_runtime.bundle import (
     BundleConfig,
     read_bundle_config,
 )
-from lm_runtime.files import UnusableFileError, folder_beside, holds_something
+from lm_runtime.files import UnusableFileError
+from lm_runtime.folders import folder_beside, holds_something, replace_folder, restore_folder
 from lm_runtime.models.load import load
 from lm_runtime.models.ngram_tables import NgramTables
 from lm_runtime.tokenizer import Tokenizer
@@ -221,21 +221,13 @@ def _int8_cost(folder: Path, held_out: NDArray[np.int64], tell: Tell) -> dict[st
 @contextmanager
 def _folder_in_place(out: Path, *, replace: bool) -> Iterator[Path]:
     """A neighbour of ``out`` to write into; it becomes ``out`` when the body has ended well."""
+    place = out.resolve() if out.is_symlink() else out
+    restore_folder(place)
     check_out(out, replace=replace)
-    out = out.resolve() if out.is_symlink() else out
-    replaced = out.with_name(f".{out.name}.replaced")
-    with folder_beside(out) as partial:
+    with folder_beside(place) as partial:
         yield partial
-        shutil.rmtree(replaced, ignore_errors=True)
-        if out.exists():
-            out.rename(replaced)
-        try:
-            partial.rename(out)
-        except BaseException:
-            if replaced.exists():
-                replaced.rename(out)
-            raise
-        shutil.rmtree(replaced, ignore_errors=True)
+        check_out(out, replace=replace)  # what is there may have changed since
+        replace_folder(partial, place, check=lambda replaced: check_out(replaced, replace=replace))
 
 
 def check_out(out: Path, *, replace: bool) -> None:

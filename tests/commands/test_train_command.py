@@ -13,7 +13,7 @@ import torch
 
 from conftest import COUNTED, FIXTURE, SMALL, TINY, Invoke, family_options, one_line, run_command, tree
 from lm_export.command import main as lm_export
-from lm_runtime.files import folder_beside, held
+from lm_runtime.folders import folder_beside, held
 from lm_trainer.command import main as lm_train
 from lm_trainer.families import FAMILIES
 from lm_trainer.ngram import training as ngram_training
@@ -378,7 +378,7 @@ def test_two_processes_do_not_set_up_one_folder(invoke: Invoke, tmp_path: Path) 
         (partial / "theirs").write_text("")
         code, _, err = invoke(lm_train, TINY, *SMALL, "--out", "run")
         assert code == 2
-        assert one_line(err).endswith(".run.partial: another process is at work in it")
+        assert one_line(err).endswith(f"{partial.name}: another process is at work in it")
         assert (partial / "theirs").exists()
     assert invoke(lm_train, TINY, *SMALL, "--epochs", 1, "--out", "run")[0] == 0
 

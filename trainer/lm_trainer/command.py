@@ -17,7 +17,8 @@ from click.core import ParameterSource
 
 from lm_runtime.bundle import NGRAM_TYPE
 from lm_runtime.commands import Command, file_size, imports, note
-from lm_runtime.files import held, require_place
+from lm_runtime.files import require_place
+from lm_runtime.folders import held
 from lm_trainer.config import BEST, LAST, OPTIONS, ModelConfig, TokenizerConfig
 from lm_trainer.config_file import read_config
 from lm_trainer.families import FAMILIES

@@ -13,12 +13,12 @@ import os
 import sys
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from lm_runtime.commands import Progress, note
-from lm_runtime.files import UnusableFileError, read_lines
+from lm_runtime.files import UnusableFileError, is_read_once, lock, open_own, read_lines
 from lm_runtime.generation.complete import Completion, Request, complete
 from lm_runtime.generation.engine import compiled
 from lm_runtime.models.protocol import BundleModel, StepModel
@@ -48,7 +48,7 @@ def run_requests(
         UnusableFileError: a file cannot be used; the message names the line.
         ValueError: the output is there already, or another run writes it.
     """
-    if output is not None and output.exists():
+    if output is not None and os.path.lexists(output):
         raise ValueError(f"{output} is there already; give --output another name")
     lines = _Lines(source)
     digest = hashlib.sha256(repr([model.identity, params, seed, samples]).encode())
@@ -83,7 +83,7 @@ class _Lines:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._kept = None if path.is_file() else list(_read_lines(path))  # a pipe is read once
+        self._kept = list(_read_lines(path)) if is_read_once(path) else None
 
     def __iter__(self) -> Iterator[tuple[int, str]]:
         return iter(_read_lines(self._path) if self._kept is None else self._kept)
@@ -148,8 +148,10 @@ def _lines_to(output: Path | None, settings: str) -> Iterator[tuple[IO[bytes], i
         yield sys.stdout.buffer, 0
         return
     partial = output.with_name(f".{output.name}.{settings}.partial")
-    with partial.open("a+b") as file:
-        if not _lock(file):
+    with open_own(partial) as file:
+        own = os.fstat(file.fileno())
+        # A run that ended just now has renamed the file between the opening and the lock.
+        if not (lock(file.fileno()) and partial.exists() and os.path.samestat(own, partial.lstat())):
             raise ValueError(f"{output} is being written by another run")
         file.seek(0)
         done, whole = 0, 0
@@ -161,21 +163,9 @@ def _lines_to(output: Path | None, settings: str) -> Iterator[tuple[IO[bytes], i
             note(f"going on behind {done} texts")
         yield file, done
         os.fsync(file.fileno())
-        if output.exists():
+        if os.path.lexists(output):
             raise ValueError(f"{output} has come in the meantime; the texts are in {partial}")
         partial.replace(output)
-
-
-def _lock(file: IO[bytes]) -> bool:
-    """Whether no other process has the file; where files cannot be locked, none has."""
-    with suppress(ImportError):
-        import fcntl
-
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-    return True
 
 
 def _to_line(record: Record) -> bytes:

@@ -20,7 +20,8 @@ import torch
 
 from lm_runtime.bundle import NGRAM_TYPE, TOKENIZER
 from lm_runtime.commands import machine_fault
-from lm_runtime.files import UnusableFileError, folder_beside, held, holds_something, remove, write_text
+from lm_runtime.files import UnusableFileError, write_text
+from lm_runtime.folders import folder_beside, held, holds_something, remove
 from lm_runtime.tokenizer import Tokenizer
 from lm_trainer.config import BEST, LAST, OPTIONS, ModelConfig, Preset, TokenizerConfig, TrainingConfig
 from lm_trainer.config_file import CONFIG, to_toml
