@@ -125,7 +125,7 @@ def read_regular(path: Path, most: int, missing: str = "no such file") -> bytes:
             size = os.fstat(file.fileno()).st_size
             if size > most:
                 raise UnusableFileError(path, f"{size:,} bytes, more than {most:,}")
-            return file.read(most + 1)
+            return file.read()  # of a size given, so much memory would be taken first
     except (FileNotFoundError, NotADirectoryError):
         raise UnusableFileError(path, missing) from None
 

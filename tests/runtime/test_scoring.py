@@ -22,8 +22,9 @@ from lm_runtime.commands.score import main as lm_score
 from lm_runtime.models.onnx import OnnxModel
 from lm_runtime.models.protocol import State, StepModel, Stepper
 from lm_runtime.scoring import rescoring
-from lm_runtime.scoring.rescoring import Hypothesis, rescore, score_texts
+from lm_runtime.scoring.rescoring import Hypothesis, rescore
 from lm_runtime.scoring.score import Score, score_file
+from lm_runtime.scoring.texts import score_texts
 from lm_runtime.softmax import log_softmax_at
 from lm_runtime.tokenizer import Tokenizer
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -127,7 +128,7 @@ def fit_weight(first: StepModel, second: StepModel, path: str | Path) -> float:
     Args:
         first: a model.
         second: one of the same vocabulary.
-        path: a held-out UTF-8 text. Each model reads it once, so a pipe does not go.
+        path: a held-out UTF-8 text, which is read once.
 
     Returns:
         the weight of the second, above 0 and below 1.
@@ -137,13 +138,12 @@ def fit_weight(first: StepModel, second: StepModel, path: str | Path) -> float:
         UnusableFileError: the file cannot be used, or is empty.
     """
     _require_one_vocabulary(first, second)
-    ours, theirs = (
-        [values for _, values in token_log_probabilities(model, read_pieces(Path(path)))]
-        for model in (first, second)
-    )
-    if not ours:
+    texts = itertools.tee(read_pieces(Path(path)))
+    both = zip(*map(token_log_probabilities, (first, second), texts), strict=True)
+    ratios = [theirs.astype(np.float64) - ours for (_, ours), (_, theirs) in both]
+    if not ratios:
         raise UnusableFileError(path, "empty: there is nothing to fit a weight on")
-    odds = np.exp(np.concatenate(theirs).astype(np.float64) - np.concatenate(ours))  # (tokens,)
+    odds = np.exp(np.concatenate(ratios))  # (tokens,)
     weight = 0.5
     for _ in range(_ROUNDS):
         before, weight = weight, float(np.mean(weight * odds / (1 - weight + weight * odds)))
