@@ -7,6 +7,7 @@ models.
 
 from __future__ import annotations
 
+import base64
 import codecs
 import contextlib
 import hashlib
@@ -312,7 +313,30 @@ def _parse(json_text: str) -> dict[str, Any]:
     model = data.get("model")
     if isinstance(model, dict) and isinstance(model.get("merges"), list):
         _check_merges(model)
+    _check_normalizer(data.get("normalizer"))
     return data
+
+
+def _check_normalizer(normalizer: object) -> None:
+    """Check SentencePiece's tables of characters, over which the library panics, also within a sequence.
+
+    Raises:
+        ValueError: one has not the form of bytes of a size, so many bytes, and text.
+    """
+    if not isinstance(normalizer, dict):
+        return
+    inner = normalizer.get("normalizers")
+    for one in inner if isinstance(inner, list) else []:
+        _check_normalizer(one)
+    if normalizer.get("type") == "Precompiled":
+        try:
+            table = base64.b64decode(normalizer["precompiled_charsmap"], validate=True)
+            size = int.from_bytes(table[:4], "little")
+            whole = len(table) >= 4 + size and size % 4 == 0 and bool(table[4 + size :].decode("utf-8"))
+        except (KeyError, TypeError, ValueError):
+            whole = False
+        if not whole:
+            raise ValueError("not a tokenizer.json: a table of characters of no usable form")
 
 
 def _check_merges(model: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ nothing about what the operators compute.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from lm_runtime.files import UnusableFileError
@@ -16,6 +16,8 @@ Field = tuple[int, int | memoryview]
 """A field's number and its value: an integer, or the bytes of a text, a message or packed numbers."""
 
 _MOST_NODES = 20_000
+_LARGEST_SIZE = 1 << 20
+"""Of a tensor's dimensions; one may also be as large as the file, which has a weight for each element."""
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types; groups, 3 and 4, are in no ONNX file
 _FIXED = {_FIXED64: 8, _FIXED32: 4}
 
@@ -24,6 +26,8 @@ _MODEL_GRAPH, _MODEL_OPSET = 7, 8
 _MODEL_REFUSED = {20: "training information", 25: "functions"}
 _OPSET_DOMAIN = 1
 _GRAPH_NODE, _GRAPH_INITIALIZER = 1, 5
+_GRAPH_VALUES = (11, 12, 13)  # inputs, outputs, and what is between
+_VALUE_TYPE, _TYPE_TENSOR, _TENSOR_SHAPE, _SHAPE_DIMENSION, _DIMENSION_VALUE = 2, 1, 2, 1, 1
 _GRAPH_REFUSED = {15: "sparse tensors"}
 _NODE_OPERATOR, _NODE_ATTRIBUTE, _NODE_DOMAIN = 4, 5, 7
 _NODE_REFUSED = {8: "overloads of functions"}
@@ -35,6 +39,7 @@ _ATTRIBUTE_REFUSED = {
     22: "sparse tensors",
     23: "sparse tensors",
 }
+_TENSOR_DIMENSIONS = 1
 _TENSOR_REFUSED = {13: "external data", 14: "external data"}
 
 _STANDARD = """
@@ -86,26 +91,45 @@ def _check_model(model: memoryview) -> None:
                     raise _RefusedError(f"operators of {_text(domain)!r}")
         elif number == _MODEL_GRAPH:
             graphs += 1
-            nodes += _check_graph(_message(value))
+            nodes += _check_graph(_message(value), max(_LARGEST_SIZE, len(model)))
     if not graphs:
         raise ValueError("no graph")
     if nodes > _MOST_NODES:
         raise _RefusedError(f"{nodes:,} operators")
 
 
-def _check_graph(graph: memoryview) -> int:
-    """Check a graph; the number of its nodes."""
+def _check_graph(graph: memoryview, largest: int) -> int:
+    """Check a graph whose dimensions may be up to ``largest``; the number of its nodes."""
     nodes = 0
     for number, value in _fields(graph, _GRAPH_REFUSED):
         if number == _GRAPH_NODE:
             nodes += 1
-            _check_node(_message(value))
+            _check_node(_message(value), largest)
         elif number == _GRAPH_INITIALIZER:
-            _check_tensor(_message(value))
+            _check_tensor(_message(value), largest)
+        elif number in _GRAPH_VALUES:
+            _check_sizes(_sizes(_message(value)), largest)
     return nodes
 
 
-def _check_node(node: memoryview) -> None:
+def _sizes(value: memoryview) -> Iterator[int]:
+    """The sizes that the type of a tensor fixes."""
+    path = (_VALUE_TYPE, _TYPE_TENSOR, _TENSOR_SHAPE, _SHAPE_DIMENSION)
+    messages = [value]
+    for step in path:
+        messages = [
+            _message(inner)
+            for message in messages
+            for number, inner in _fields(message, {})
+            if number == step
+        ]
+    for dimension in messages:
+        for number, size in _fields(dimension, {}):
+            if number == _DIMENSION_VALUE and isinstance(size, int):
+                yield size
+
+
+def _check_node(node: memoryview, largest: int) -> None:
     operator = domain = ""
     for number, value in _fields(node, _NODE_REFUSED):
         if number == _NODE_OPERATOR:
@@ -115,14 +139,21 @@ def _check_node(node: memoryview) -> None:
         elif number == _NODE_ATTRIBUTE:
             for of_attribute, content in _fields(_message(value), _ATTRIBUTE_REFUSED):
                 if of_attribute in _ATTRIBUTE_TENSORS:
-                    _check_tensor(_message(content))
+                    _check_tensor(_message(content), largest)
     if operator not in OPERATORS.get(domain, ()):
         raise _RefusedError(f"the operator {f'{domain}:{operator}'.removeprefix(':')!r}")
 
 
-def _check_tensor(tensor: memoryview) -> None:
-    for _ in _fields(tensor, _TENSOR_REFUSED):
-        pass
+def _check_tensor(tensor: memoryview, largest: int) -> None:
+    for number, value in _fields(tensor, _TENSOR_REFUSED):
+        if number == _TENSOR_DIMENSIONS:
+            _check_sizes(_integers(value), largest)
+
+
+def _check_sizes(sizes: Iterable[int], largest: int) -> None:
+    for size in sizes:
+        if size > largest:  # one below 0 is very large here
+            raise _RefusedError(f"a dimension of {size}")
 
 
 def _fields(message: memoryview, refused: dict[int, str]) -> Iterator[Field]:
@@ -165,6 +196,17 @@ def _varint(message: memoryview, position: int) -> tuple[int, int]:
             return value, position
         if shift >= 70:
             raise ValueError("an integer of more than 64 bits")
+
+
+def _integers(value: int | memoryview) -> Iterator[int]:
+    """A repeated field's integers: one, or several that are packed together."""
+    if isinstance(value, int):
+        yield value
+        return
+    position = 0
+    while position < len(value):
+        number, position = _varint(value, position)
+        yield number
 
 
 def _message(value: int | memoryview) -> memoryview:

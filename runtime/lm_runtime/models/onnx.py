@@ -15,7 +15,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from lm_runtime.bundle import LOGITS, LOGITS_FROM, MODELS, TOKEN, BundleConfig, Precision
-from lm_runtime.files import UnusableFileError, first_line
+from lm_runtime.files import UnusableFileError, first_line, reading
 from lm_runtime.models.graph_file import check_graph_file
 from lm_runtime.models.opened import open_bundle, open_same
 from lm_runtime.models.protocol import Provider, State, Stepper
@@ -71,7 +71,7 @@ class OnnxModel:
         self.provider = "cuda" if self._session.get_providers()[0] == _PROVIDERS["cuda"] else "cpu"
         """Where the graph runs: ``cpu`` or ``cuda``."""
         _check_graph(path, self._session, self.config, precision)
-        self._size = len(bundle.weights)
+        self._file_size = len(bundle.weights)
         self._make = functools.partial(
             OnnxModel, self.folder.absolute(), precision=precision, provider=provider, threads=threads
         )
@@ -135,7 +135,7 @@ class OnnxModel:
         """As :attr:`BundleModel.step_bytes`: the file without the embedding, of which it reads a row."""
         width = 4 if self.precision == "fp32" else 1
         tied = self.config.tie_word_embeddings and self.precision == "fp32"
-        return self._size - (0 if tied else width * self.config.vocab_size * self.config.embedding_dim)
+        return self._file_size - (0 if tied else width * self.config.vocab_size * self.config.embedding_dim)
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return open_same, (self._make, self.identity)
@@ -163,28 +163,36 @@ def _open_session(
     check_graph_file(path, content)
     wanted = ["cuda", "cpu"] if provider == "auto" else [provider]
     options = ort.SessionOptions()
-    options.log_severity_level = _NOTHING_BUT_FATAL if provider == "auto" else _ERRORS_ONLY
+    # Errors come as exceptions, but for the reason why CUDA does not start.
+    options.log_severity_level = _ERRORS_ONLY if provider == "cuda" else _NOTHING_BUT_FATAL
     if threads is not None:
         options.intra_op_num_threads = threads
     # Else onnxruntime's own format would pass for ONNX, and a few operators could fill the memory.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     most = max(_SMALLEST_FOLDING_LIMIT, _FOLDING_FACTOR * len(content))
     options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", str(most))
-    try:
-        session = ort.InferenceSession(
-            content, options, providers=[_PROVIDERS[name] for name in wanted if _PROVIDERS[name] in available]
-        )
-    except Exception as error:  # onnxruntime's exceptions have no public base class
-        raise UnusableFileError(path, f"onnxruntime cannot load it: {first_line(error)}") from None
+    providers = [_PROVIDERS[name] for name in wanted if _PROVIDERS[name] in available]
+    session = _make_session(path, content, options, providers)
     if provider == "cuda" and session.get_providers()[0] != _PROVIDERS["cuda"]:
         raise ValueError("provider cuda is not available: onnxruntime has it, but could not start it here")
     _forget_content(session)
     return session
 
 
+def _make_session(
+    path: Path, content: bytes, options: ort.SessionOptions, providers: list[str]
+) -> ort.InferenceSession:
+    """A session by the first of ``providers`` that works; onnxruntime itself would print what fails."""
+    try:
+        return ort.InferenceSession(content, options, providers=providers, enable_fallback=0)
+    except Exception as error:  # onnxruntime's exceptions have no public base class
+        if len(providers) > 1:
+            return _make_session(path, content, options, providers[1:])
+        raise UnusableFileError(path, f"onnxruntime cannot load it: {first_line(error)}") from None
+
+
 def _forget_content(session: ort.InferenceSession) -> None:
     """Let the file's bytes go, which a session keeps to load them once more should its provider fail."""
-    session.disable_fallback()
     if getattr(session, "_model_bytes", None) is not None:
         session._model_bytes = None
 
@@ -193,7 +201,9 @@ def _check_graph(
     path: Path, session: ort.InferenceSession, config: BundleConfig, precision: Precision
 ) -> None:
     """Check that the graph is the one that the configuration describes."""
-    metadata = session.get_modelmeta().custom_metadata_map
+    with reading(path, "not the graph of a bundle"):
+        metadata = session.get_modelmeta().custom_metadata_map
+        inputs_and_outputs = [*session.get_inputs(), *session.get_outputs()]
     for name, value in config.metadata(precision).items():
         if metadata.get(name) != value:
             raise UnusableFileError(
@@ -204,7 +214,7 @@ def _check_graph(
     for state in config.states:
         type_ = {"float32": "tensor(float)", "int64": "tensor(int64)"}[state.dtype]
         wanted[state.name] = wanted[state.output] = type_, list(state.shape)
-    tensors = {tensor.name: tensor for tensor in (*session.get_inputs(), *session.get_outputs())}
+    tensors = {tensor.name: tensor for tensor in inputs_and_outputs}
     if extra := sorted(tensors.keys() - wanted.keys()):
         raise UnusableFileError(path, f"has the tensor {extra[0]}, which config.json does not list")
     for name, (dtype, shape) in wanted.items():

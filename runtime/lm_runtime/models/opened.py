@@ -15,7 +15,6 @@ from lm_runtime.bundle import (
     CONFIG_FILE,
     GENERATION_CONFIG,
     MODELS,
-    TABLES,
     TOKENIZER,
     TOKENIZER_CONFIG,
     TOKENS_FILE,
@@ -34,8 +33,6 @@ Model = TypeVar("Model", bound=BundleModel)
 
 _TRIES = 4
 _MAX_NEW_TOKENS = "max_new_tokens"  # what other readers of the file call max_tokens
-_CALLED = {MODELS["fp32"]: "fp32 graph", MODELS["int8"]: "int8 graph", TABLES: "n-gram tables"}
-_ADVICE = {MODELS["int8"]: "; export it with --quantize int8"}
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,7 @@ def open_bundle(folder: Path, weights: str) -> OpenedBundle:
 
     Raises:
         UnusableFileError: the bundle is incomplete, damaged, of another format, or contradicts itself.
-        ValueError: it has no such file.
+        ValueError: it has no int8 graph.
     """
     tries = 0
     while True:
@@ -95,8 +92,8 @@ def _look(folder: Path) -> tuple[int, int, bytes]:
 
 def _open(folder: Path, content: bytes, weights: str) -> OpenedBundle:
     config = parse_bundle_config(folder / CONFIG_FILE, content)
-    if weights not in config.files:
-        raise ValueError(f"{folder} has no {_CALLED[weights]}{_ADVICE.get(weights, '')}")
+    if weights == MODELS["int8"] and weights not in config.files:
+        raise ValueError(f"{folder} has no int8 graph; export it with --quantize int8")
     names = (GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG, TOKENS_FILE, weights)
     contents = read_files(folder, config, names)
     tokenizer = Tokenizer.from_bytes(folder / TOKENIZER, contents[TOKENIZER])
