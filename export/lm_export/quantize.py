@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from lm_export.graph import ExportError
+from lm_export.errors import ExportError
 from lm_trainer.config import ModelConfig
 from lm_trainer.networks.recurrent import CELLS
 

@@ -335,7 +335,7 @@ def test_nan_fails_the_proof(small_run: Path, small_bundle: Path) -> None:
 def test_int8_that_costs_too_much_writes_no_bundle(
     invoke: Invoke, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bundle_writer, "LARGEST_INT8_COST", -1.0)
+    monkeypatch.setattr("lm_export.int8_cost.LARGEST_COST", -1.0)
     code, _, err = invoke(main, small_run, "--out", "bundle", "--quantize", "int8")
     assert code == 1
     assert "more than -100%; no bundle was written" in err.splitlines()[-1]

@@ -43,7 +43,10 @@ def _check_tokenizer(path: Path, tokenizer: Tokenizer, config: BundleConfig) -> 
 
 def _sampling_defaults(folder: Path) -> SamplingParams:
     path = folder / GENERATION_CONFIG
+    values = read_generation_config(folder)
+    if "max_new_tokens" in values:
+        values["max_tokens"] = values.pop("max_new_tokens")
     try:
-        return SamplingParams(**read_generation_config(folder))
+        return SamplingParams(**values)
     except (TypeError, ValueError) as error:
         raise UnusableFileError(path, f"not usable as sampling parameters ({error})") from None
