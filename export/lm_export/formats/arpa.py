@@ -191,9 +191,9 @@ def _read_ngrams(file: IO[bytes], counts: list[int], wanted: Container[bytes]) -
     for length, count in enumerate(counts, 1):
         _require(file, f"\\{length}-grams:\n".encode())
         for line in itertools.islice(file, count):
-            value, words, *weight = line.rstrip(b"\n").split(b"\t") if b"\t" in line else (b"", line)
-            if words in wanted:
-                ngrams[words] = float(value), float(weight[0]) if weight else 0.0
+            fields = line[:-1].split(b"\t")
+            if len(fields) > 1 and fields[1] in wanted:
+                ngrams[fields[1]] = float(fields[0]), float(fields[2]) if len(fields) > 2 else 0.0
         _require(file, b"\n")
     _require(file, b"\\end\\\n")
     return ngrams
