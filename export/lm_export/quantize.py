@@ -11,6 +11,7 @@ import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from lm_export.graph import ExportError
+from lm_export.saturation import check_saturation, int8_weights, quantize_without_saturation
 from lm_trainer.config import ModelConfig
 from lm_trainer.recurrent import CELLS
 
@@ -38,18 +39,20 @@ def layers_by_precision(model: ModelConfig) -> dict[str, list[str]]:
 def quantize_int8(graph: onnx.ModelProto) -> onnx.ModelProto:
     """The graph with every layer in int8 that onnxruntime has in int8: all but those of GRU and RNN.
 
-    Activations are quantized at run time, with one scale a call.
+    Activations are quantized at run time, with one scale a call; weights have one scale a matrix, at which no
+    processor saturates.
 
     Raises:
-        ExportError: another layer stayed in fp32.
+        ExportError: another layer stayed in fp32, or products could saturate.
     """
+    folded = _with_folded_transposes(graph)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "quantized.onnx"
         before = logging.root.manager.disable
         logging.disable(logging.WARNING)  # it advises a preparation that this graph does not need
         try:
             quantize_dynamic(
-                _with_folded_transposes(graph),
+                folded,
                 path,
                 op_types_to_quantize=[*_INT8, "Gather"],
                 weight_type=QuantType.QInt8,
@@ -60,9 +63,11 @@ def quantize_int8(graph: onnx.ModelProto) -> onnx.ModelProto:
     onnx.helper.set_model_props(quantized, {**_properties(graph), "precision": "int8"})
     quantized.producer_name = graph.producer_name
     _check(graph, quantized)
+    _scale_anew(folded, quantized)
     if tied := _tied_weight(graph):
         _store_once(quantized, *tied)
     _check_count(graph, quantized)
+    check_saturation(quantized)
     return quantized
 
 
@@ -88,6 +93,21 @@ def _with_folded_transposes(graph: onnx.ModelProto) -> onnx.ModelProto:
             )
             folded.graph.node.remove(node)
     return folded
+
+
+def _scale_anew(graph: onnx.ModelProto, quantized: onnx.ModelProto) -> None:
+    """Replace the quantizer's integers and scales by those that saturate nowhere."""
+    weights = {tensor.name: tensor for tensor in graph.graph.initializer}
+    stored = {tensor.name: tensor for tensor in quantized.graph.initializer}
+    for name in int8_weights(quantized):
+        source = name.removesuffix("_quantized")  # the quantizer's names
+        matrix = onnx.numpy_helper.to_array(weights[source])
+        if matrix.ndim == 3:  # (directions, gates, inputs), which the quantizer transposes
+            matrix = matrix.swapaxes(1, 2)
+        integers, scale = quantize_without_saturation(matrix)
+        for old, new in ((name, integers), (f"{source}_scale", np.float32(scale))):
+            shape = tuple(stored[old].dims)
+            stored[old].CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(new).reshape(shape), old))
 
 
 def _tied_weight(graph: onnx.ModelProto) -> tuple[str, str] | None:
