@@ -341,6 +341,17 @@ def test_int8_that_costs_too_much_writes_no_bundle(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_int8_that_could_saturate_writes_no_bundle(
+    invoke: Invoke, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The quantizer's own scales: what a processor with VNNI measures says nothing about one without."""
+    monkeypatch.setattr(quantize_module, "_scale_anew", lambda graph, quantized: None)
+    code, _, err = invoke(main, small_run, "--out", "bundle", "--quantize", "int8")
+    assert code == 1
+    assert "their products could saturate on a processor without VNNI" in err.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_torch_and_the_bundle_sample_the_same_ids_and_text(family_run: Path, family_bundle: Path) -> None:
     model, tokenizer = restore_model(family_run, load_checkpoint(family_run))
     params = SamplingParams(max_tokens=150, temperature=0.9, top_p=0.95)
@@ -382,6 +393,7 @@ def test_a_bundle_and_its_card_name_the_family(family_bundle: Path) -> None:
     assert FAMILIES[config.model_type].description in card
     if config.model_type != "ngram":
         assert f"In int8: {', '.join(config.quantization['layers']['int8'])}" in card
+        assert "processors with VNNI and without compute the same" in card
     assert (config.model_type == "window") == (config.window == 5)
     assert (config.model_type == "ngram") == (config.order == 5) == (config.opset == 0)
     assert (names == "context") == (config.model_type in ("window", "ngram"))
