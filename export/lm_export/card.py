@@ -11,6 +11,12 @@ from lm_runtime.bundle import BundleConfig
 from lm_runtime.commands import file_size
 from lm_trainer.families import FAMILIES
 
+INT8_FORM = (
+    "int8 weights have one scale a matrix, such that two neighbouring products never exceed 16 bits: "
+    "processors with VNNI and without compute the same."
+)
+"""What the form is and why, in one sentence."""
+
 
 def model_card(config: BundleConfig, folder: Path, name: str) -> str:
     """The text of the card for the bundle ``name``; its models are in ``folder`` already."""
@@ -87,5 +93,5 @@ def _quantization(figures: dict[str, Any]) -> str:
         f"{figures['fp32']:.2f} ({figures['cost_percent']:+.2f} %). In int8: "
         f"{', '.join(figures['layers']['int8'])}"
         + (f"; in fp32: {', '.join(figures['layers']['fp32'])}" if figures["layers"]["fp32"] else "")
-        + ".\n"
+        + f".\n{INT8_FORM}\n"
     )

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from lm_export.errors import ExportError
 from lm_export.forms.form import Form, Layers
 from lm_export.logits_from import add_logits_from, is_worthwhile
+from lm_export.quantize import INT8_OPERATORS
 from lm_runtime.bundle import BundleConfig
 from lm_trainer.networks.base import TorchState
 from lm_trainer.networks.recurrent import CELLS, RecurrentLM, read_layer
@@ -39,8 +40,6 @@ class OnnxLayer:
     """Attributes of the operator."""
     spare_row: bool = False
     """Whether the graph reads one row more than the batch has."""
-    has_int8: bool = False
-    """Whether onnxruntime has the operator in int8."""
 
     def onnx_order(self, matrix: Tensor) -> Tensor:
         """Rows in torch's order of the gates to rows in ONNX's."""
@@ -55,7 +54,7 @@ class OnnxLayer:
 
 _LAYERS = {
     # torch has i, f, g, o; ONNX i, o, f, c.
-    "lstm": OnnxLayer((0, 3, 1, 2), has_int8=True),
+    "lstm": OnnxLayer((0, 3, 1, 2)),
     # torch has r, z, n; ONNX z, r, h. torch multiplies by r after the product with the hidden weights.
     "gru": OnnxLayer((1, 0, 2), {"linear_before_reset": 1}),
     # onnxruntime's RNN multiplies a single row by another kernel than several, with other last bits: a text
@@ -183,8 +182,6 @@ class RecurrentForm(Form):
     def layers(self, config: BundleConfig) -> Layers:
         """As :meth:`Form.layers`."""
         own = [f"{self._name} layers"]
+        int8, fp32 = (own, []) if self._name in INT8_OPERATORS else ([], own)
         projection = ["projection"] if config.projection else []
-        return {
-            "int8": ["embedding", *(own if self._layer.has_int8 else []), *projection, "output layer"],
-            "fp32": [] if self._layer.has_int8 else own,
-        }
+        return {"int8": ["embedding", *int8, *projection, "output layer"], "fp32": fp32}
