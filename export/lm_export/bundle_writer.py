@@ -36,11 +36,11 @@ from lm_runtime.files import UnusableFileError, folder_beside, holds_something
 from lm_runtime.models.load import load
 from lm_runtime.models.ngram_tables import NgramTables
 from lm_runtime.tokenizer import Tokenizer
-from lm_trainer.config import ModelConfig
 from lm_trainer.corpora.token_file import split_figures
 from lm_trainer.networks.registry import Model, parameter_count, step_model
 from lm_trainer.ngram.estimation import write_arpa
-from lm_trainer.run.checkpoint import load_checkpoint, restore_model, training_settings
+from lm_trainer.run.checkpoint import load_checkpoint, restore_model
+from lm_trainer.run.records import Checkpoint
 
 LARGEST_INT8_COST = 0.01
 """How much perplexity int8 may cost, as a share."""
@@ -71,15 +71,15 @@ def export_bundle(
             has not what is asked for.
         ExportError: the graph or its parity is not what it has to be.
     """
-    content = load_checkpoint(checkpoint)
-    model, tokenizer = restore_model(checkpoint, content)
+    source = load_checkpoint(checkpoint)
+    model, tokenizer = restore_model(source)
     counted = isinstance(model, NgramTables)
     if quantize and counted:
         raise ValueError("an n-gram model has no weights to quantize; leave out --quantize")
     if arpa and not counted:
         raise ValueError("ARPA is a format of n-gram models, and this is a network; leave out --arpa")
-    held_out: NDArray[np.int64] = content["held_out"].numpy()
-    config = _configuration(model, tokenizer, content, opset)
+    held_out: NDArray[np.int64] = source.facts.held_out.numpy()
+    config = _configuration(model, tokenizer, source, opset)
     with _folder_in_place(out, replace=replace) as folder:
         graph = _write_model(folder, model, config)
         if arpa and isinstance(model, NgramTables):
@@ -96,7 +96,7 @@ def export_bundle(
         if quantize and graph is not None:
             onnx.save(quantize_int8(graph), folder / MODELS["int8"])
             _write_config(folder, config)
-            layers = layers_by_precision(ModelConfig(**content["model_config"]))
+            layers = layers_by_precision(source.model_config)
             tell(_in_words(layers))
             cost = _int8_cost(folder, held_out, tell)
             config = dataclasses.replace(config, quantization={**cost, "layers": layers})
@@ -104,7 +104,7 @@ def export_bundle(
         return _write_config(folder, config)
 
 
-def _write_model(folder: Path, model: Model, config: BundleConfig) -> onnx.ModelProto | None:
+def _write_model(folder: Path, model: Any, config: BundleConfig) -> onnx.ModelProto | None:
     """Write the graph, and return it; or write the tables."""
     if isinstance(model, NgramTables):
         (folder / TABLES).parent.mkdir()
@@ -117,9 +117,8 @@ def _write_model(folder: Path, model: Model, config: BundleConfig) -> onnx.Model
     return graph
 
 
-def _configuration(model: Model, tokenizer: Tokenizer, content: dict[str, Any], opset: int) -> BundleConfig:
-    progress, splits = content["progress"], content["corpus"]["splits"]
-    measures = ModelConfig(**content["model_config"])
+def _configuration(model: Model, tokenizer: Tokenizer, source: Checkpoint, opset: int) -> BundleConfig:
+    progress, corpus, measures = source.progress, source.facts.corpus, source.model_config
     return BundleConfig(
         model_type=measures.model_type,
         vocab_size=measures.vocab_size,
@@ -138,17 +137,17 @@ def _configuration(model: Model, tokenizer: Tokenizer, content: dict[str, Any], 
         order=measures.order,
         projection=measures.projection,
         training={
-            "corpus": content["corpus"]["name"],
-            "train_tokens": splits["train"]["tokens"],
+            "corpus": corpus.name,
+            "train_tokens": corpus.splits["train"].tokens,
             "parameters": parameter_count(model),
-            "epoch": progress["epoch"],
-            "steps": progress["step"],
-            "seconds": round(progress["seconds"], 1),
+            "epoch": progress.epoch,
+            "steps": progress.step,
+            "seconds": round(progress.seconds, 1),
             # Within an epoch the weights are no longer those that were validated.
-            "valid": split_figures(progress["valid_loss"], splits["valid"])
-            if progress["epoch"] and not progress["window"]
+            "valid": split_figures(progress.valid_loss, corpus.splits["valid"])
+            if progress.epoch and not progress.window
             else None,
-            "recipe": training_settings(content),
+            "recipe": source.recipe,
         },
     )
 

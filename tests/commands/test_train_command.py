@@ -216,7 +216,7 @@ def test_an_ngram_run_that_was_broken_off_goes_on_and_is_not_exported_before(
     code, _, err = invoke(lm_train, *options, "--resume", "--order", 3)
     assert (code, one_line(err)) == (2, f"lm-train: {refusal}")
     code, _, err = invoke(lm_train, "--out", "run", "--resume", "--lr", 1)
-    assert (code, one_line(err)) == (2, "lm-train: lr is of no use to ngram: it is counted in one pass")
+    assert (code, one_line(err)) == (2, "lm-train: lr does not apply to ngram: it is estimated in one pass")
 
 
 def test_a_loss_that_is_no_number(invoke: Invoke, tmp_path: Path) -> None:

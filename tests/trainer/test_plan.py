@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from lm_runtime.settings import settings_of
-from lm_trainer.config import ModelConfig, Preset, TokenizerConfig, TrainingConfig, recipe_settings
+from lm_trainer.config import ModelConfig, TokenizerConfig, TrainingConfig, recipe_settings
 from lm_trainer.config_file import by_fields
 from lm_trainer.families import FAMILIES, Family
-from lm_trainer.plan import SETTINGS, Action, Call, CallError, Plan, RunSettings, plan
-from lm_trainer.presets import PRESETS
+from lm_trainer.plan import ALL_SETTINGS, Action, Call, CallError, Plan, RunSettings, plan
+from lm_trainer.presets import PRESETS, Preset
 
 
 def planned(*, has_run: bool = False, file: dict[str, Any] | None = None, **given: Any) -> Plan:
@@ -172,7 +172,7 @@ def test_a_family_that_is_added_later_can_be_named(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("name", recipe_settings())
 def test_every_setting_of_a_recipe_reaches_it(name: str) -> None:
-    entry = SETTINGS[name]
+    entry = ALL_SETTINGS[name]
     values: dict[type, Any] = {int: 8, float: 0.25, bool: True, str: (*entry.choices, "char")[0]}
     given = {name: values[entry.kind]}
     given |= {"accumulate": {"batch_size": 8}, "projection": {"tied": False}}.get(name, {})
@@ -182,11 +182,11 @@ def test_every_setting_of_a_recipe_reaches_it(name: str) -> None:
 
 
 def test_settings_have_one_name_each() -> None:
-    options = [entry.option for entry in SETTINGS.values()]
+    options = [entry.option for entry in ALL_SETTINGS.values()]
     assert len(set(options)) == len(options) == len(recipe_settings()) + len(settings_of(RunSettings))
     assert {
         entry.name: entry.option
-        for entry in SETTINGS.values()
+        for entry in ALL_SETTINGS.values()
         if entry.option.replace("-", "_") != entry.name
     } == {
         "model_type": "model",
@@ -195,7 +195,7 @@ def test_settings_have_one_name_each() -> None:
 
 
 def test_a_file_has_the_options_names_and_the_plan_the_fields() -> None:
-    found = by_fields({"layers": 2, "model": "gru", "lr": 1, "out": "here"}, SETTINGS, Path("run.toml"))
+    found = by_fields({"layers": 2, "model": "gru", "lr": 1, "out": "here"}, ALL_SETTINGS, Path("run.toml"))
     assert found == {"num_layers": 2, "model_type": "gru", "lr": 1.0, "out": "here"}
     assert type(found["lr"]) is float
 

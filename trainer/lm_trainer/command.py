@@ -14,11 +14,12 @@ from lm_runtime.commands import Command, file_size, imports, note
 from lm_runtime.commands.options import GroupedCommand, option, settings_options
 from lm_runtime.files import require_place
 from lm_runtime.settings import Setting
-from lm_trainer.config import BEST, LAST, ModelConfig, TokenizerConfig, TrainingConfig
+from lm_trainer.config import ModelConfig, TokenizerConfig, TrainingConfig
 from lm_trainer.config_file import by_fields, read_settings
 from lm_trainer.families import FAMILIES
-from lm_trainer.plan import RECIPE, SETTINGS, Call, CallError, RunSettings, plan
+from lm_trainer.plan import ALL_SETTINGS, RECIPE, Call, CallError, RunSettings, plan
 from lm_trainer.presets import PRESETS
+from lm_trainer.run.folder import BEST, LAST, REPORT
 from lm_trainer.training.memory import keep_freed_memory
 
 _EXAMPLES = """
@@ -115,7 +116,7 @@ def main(
     config.toml, given as --config, repeats it.
     """
     given = {name: value for name, value in options.items() if value is not None}
-    in_file = {} if config is None else by_fields(read_settings(config), SETTINGS, config)
+    in_file = {} if config is None else by_fields(read_settings(config), ALL_SETTINGS, config)
     call = Call(given, in_file, resume, force, dry_run, find_lr)
     try:
         what = plan(call, has_run=(call.out / LAST).is_file())
@@ -127,7 +128,7 @@ def main(
         keep_freed_memory()
     with imports():
         from lm_trainer.run import execution
-        from lm_trainer.training.loop import InterruptedRunError, TrainingError
+        from lm_trainer.training.progress import InterruptedRunError, TrainingError
 
         if what.run.tensorboard:
             importlib.import_module("lm_trainer.reports.events")  # says now what is missing
@@ -146,8 +147,6 @@ def main(
 
 def _conclude(summary: dict[str, Any], best: Path) -> None:
     """Print the figures of a complete run, and where its best checkpoint is."""
-    from lm_trainer.reports.page import REPORT
-
     baselines = ", ".join(f"{name} {value:,.1f}" for name, value in summary["baselines"].items())
     for split in ("valid", "test"):
         if figures := summary.get(split):

@@ -12,9 +12,6 @@ from typing import Any
 from lm_runtime.files import UnusableFileError, read_text_file
 from lm_runtime.settings import Setting
 
-CONFIG = "config.toml"
-"""Its name in a run's folder."""
-
 
 def read_settings(path: Path) -> dict[str, Any]:
     """The file's settings by their names, in which a dash is an underscore.

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from lm_runtime.settings import check, setting, settings_of
-from lm_trainer.config import MACHINE, VOCABULARY, ModelConfig, Preset, TokenizerConfig, recipe_settings
+from lm_trainer.config import MACHINE, VOCABULARY, ModelConfig, TokenizerConfig, recipe_settings
 from lm_trainer.families import FAMILIES
-from lm_trainer.presets import PRESETS
+from lm_trainer.presets import PRESETS, Preset
 
 RECIPE = "Recipe"
 _OUTPUT = "Output"
@@ -50,7 +50,7 @@ class RunSettings:
         check(self)
 
 
-SETTINGS = recipe_settings() | settings_of(RunSettings)
+ALL_SETTINGS = recipe_settings() | settings_of(RunSettings)
 """What may stand in a file of settings, by the fields' names."""
 
 
@@ -190,7 +190,7 @@ def _check_init(given: Mapping[str, Any]) -> None:
     for name in (*settings_of(TokenizerConfig), *settings_of(ModelConfig), "initial_weights"):
         if name in given:
             raise CallError(
-                f"--init gives the network and its vocabulary; leave out --{SETTINGS[name].option}"
+                f"--init gives the network and its vocabulary; leave out --{ALL_SETTINGS[name].option}"
             )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,19 @@ import torch
 
 from lm_runtime.commands import note
 from lm_runtime.files import held
-from lm_trainer.config import LAST, Preset
-from lm_trainer.ngram.training import NgramTrainer
+from lm_trainer.families import ModelTrainer
 from lm_trainer.plan import Action, Plan
+from lm_trainer.presets import Preset
 from lm_trainer.reports import summary as reports
-from lm_trainer.run import setup as run
 from lm_trainer.run import trial
+from lm_trainer.run.device import pick_device, pick_precision
+from lm_trainer.run.folder import LAST, SAMPLE, SUMMARY
 from lm_trainer.run.pretrained import Pretrained, read_pretrained
-from lm_trainer.training import progress as terminal
-from lm_trainer.training.loop import InterruptedRunError, Trainer
+from lm_trainer.run.resume import resume
+from lm_trainer.run.setup import start
+from lm_trainer.training import terminal
 from lm_trainer.training.processes import Processes
+from lm_trainer.training.progress import InterruptedRunError
 
 
 def train(plan: Plan, check_interrupted: Callable[[], None]) -> dict[str, Any] | None:
@@ -40,14 +43,31 @@ def train(plan: Plan, check_interrupted: Callable[[], None]) -> dict[str, Any] |
         InterruptedRunError: a signal ended it; the message says where it can be resumed.
         TrainingError: it cannot go on.
     """
-    device = run.pick_device(plan.run.device)
+    device = pick_device(plan.run.device)
     processes = Processes.join(device)
-    if processes.is_first and plan.action is Action.START:
-        _start(plan, device, processes)
+    out, first = plan.out, processes.is_first
+    trainer = None
+    if first and plan.action is Action.START:
+        trainer = _start(plan, device, processes)
         check_interrupted()
     processes.from_first(0)  # once there is a run
-    with held(plan.out) if processes.is_first else nullcontext():
-        return _finish(plan, device, processes)
+    with ExitStack() as stack:
+        if first:
+            stack.enter_context(held(out))
+        if trainer is None:
+            trainer = _resume(plan, device, processes)
+        summary = reports.read_summary(out) if trainer.complete and first else None
+        if plan.run.tensorboard and first:
+            stack.enter_context(_events(trainer, out))
+        if not trainer.complete:
+            _train(trainer, out, processes)
+        del trainer  # and with it the optimizer's memory
+        processes.leave()
+        if first and summary is None:
+            return reports.finish(out, device, plan.run.sample_tokens)
+    if first:
+        note(f"{out} is complete: nothing to do")
+    return summary
 
 
 def try_out(plan: Plan) -> str:
@@ -56,7 +76,7 @@ def try_out(plan: Plan) -> str:
     Raises:
         ValueError, UnusableFileError: the run could not begin; one line says why.
     """
-    device = run.pick_device(plan.run.device)
+    device = pick_device(plan.run.device)
     if Processes.join(device).count > 1:
         raise ValueError("--dry-run and --find-lr are for one process; leave out torchrun")
     recipe, pretrained = _recipe(plan, device)
@@ -73,51 +93,39 @@ def _recipe(plan: Plan, device: torch.device) -> tuple[Preset, Pretrained | None
     pretrained = None if plan.run.init is None else read_pretrained(plan.run.init)
     recipe = pretrained.recipe(plan.recipe) if pretrained else plan.recipe
     if plan.picks_precision:
-        picked = run.pick_precision(recipe.model["hidden_size"], device)
+        picked = pick_precision(recipe.model["hidden_size"], device)
         recipe = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, precision=picked))
     return recipe, pretrained
 
 
-def _start(plan: Plan, device: torch.device, processes: Processes) -> None:
+def _start(plan: Plan, device: torch.device, processes: Processes) -> ModelTrainer:
     recipe, pretrained = _recipe(plan, device)
-    run.start(
+    return start(
         plan.out,
         plan.run.corpus,
         recipe,
         device,
         note,
+        checkpoint_seconds=plan.run.checkpoint_seconds,
         pretrained=pretrained,
         replace=plan.replaces,
         resuming=plan.expects_run,
-        processes=processes.count,
+        processes=processes,
     )
 
 
-def _finish(plan: Plan, device: torch.device, processes: Processes) -> dict[str, Any] | None:
-    """Train from the last checkpoint to the end, and sum the run up."""
-    out, first = plan.out, processes.is_first
-    tell = note if first else _say_nothing
+def _resume(plan: Plan, device: torch.device, processes: Processes) -> ModelTrainer:
+    tell = note if processes.is_first else _say_nothing
     seconds = plan.run.checkpoint_seconds
-    trainer = run.resume(out, None, dict(plan.held), device, seconds, processes, tell)
-    summary = reports.read_summary(out) if trainer.complete and first else None
-    with _events(trainer, out) if plan.run.tensorboard and first else nullcontext():
-        if not trainer.complete:
-            _train(trainer, out, processes)
-        del trainer  # and with it the optimizer's memory
-        processes.leave()
-        if first and summary is None:
-            return reports.finish(out, device, plan.run.sample_tokens)
-    if first:
-        note(f"{out} is complete: nothing to do")
-    return summary
+    return resume(plan.out, None, dict(plan.held), device, seconds, processes, tell)
 
 
-def _train(trainer: Trainer | NgramTrainer, out: Path, processes: Processes) -> None:
+def _train(trainer: ModelTrainer, out: Path, processes: Processes) -> None:
     if processes.is_first:
-        (out / reports.SUMMARY).unlink(missing_ok=True)
+        (out / SUMMARY).unlink(missing_ok=True)
     try:
-        with terminal.report(trainer, processes) as report:
-            trainer.train(report)
+        with terminal.watching(trainer, processes) as observer:
+            trainer.train(observer)
     except InterruptedRunError:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)  # once is enough
@@ -131,7 +139,7 @@ def _train(trainer: Trainer | NgramTrainer, out: Path, processes: Processes) -> 
 
 
 @contextmanager
-def _events(trainer: Trainer | NgramTrainer, out: Path) -> Iterator[None]:
+def _events(trainer: ModelTrainer, out: Path) -> Iterator[None]:
     """Within, TensorBoard's events are written; at the end the sample."""
     from lm_trainer.reports.events import EventLog
 
@@ -140,7 +148,7 @@ def _events(trainer: Trainer | NgramTrainer, out: Path) -> Iterator[None]:
         trainer.metrics.watch = log.append
         del trainer  # which the caller lets go
         yield
-        log.add_sample((out / reports.SAMPLE).read_text(encoding="utf-8"), progress.step)
+        log.add_sample((out / SAMPLE).read_text(encoding="utf-8"), progress.step)
 
 
 def _say_nothing(_: str) -> None:
