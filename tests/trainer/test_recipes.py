@@ -80,7 +80,7 @@ def test_every_preset_is_for_every_family(family: str, name: str) -> None:
     assert recipe.model["model_type"] == family
     if family == "window":
         assert not recipe.training.locked_dropout
-        with pytest.raises(ValueError, match="give --no-locked-dropout and --weight-drop 0"):
+        with pytest.raises(ValueError, match="locked_dropout must be False with window"):
             PRESETS[name].with_options({"model_type": family, "locked_dropout": True})
 
 
