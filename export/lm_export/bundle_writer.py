@@ -37,7 +37,6 @@ from lm_runtime.files import UnusableFileError, folder_beside, holds_something
 from lm_runtime.models.load import load
 from lm_runtime.tokenizer import Tokenizer
 from lm_trainer.networks.base import LanguageModel
-from lm_trainer.networks.registry import step_model
 
 _DEFAULTS = {"temperature": 0.8, "top_k": 0, "top_p": 0.95, "max_new_tokens": 200}
 
@@ -81,7 +80,7 @@ def export_bundle(
         config = _write_config(folder, config)
 
         model = load(folder, provider="cpu")
-        proof = parity.compare(step_model(source.model, source.tokenizer), model, source.held_out)
+        proof = parity.compare(source.model.step_model(source.tokenizer), model, source.held_out)
         tell(f"parity: {proof}")
         if not proof.holds:
             raise ExportError(f"the bundle differs from the checkpoint, none was written: {proof}")
@@ -126,7 +125,7 @@ def _configuration(source: Source, opset: int) -> BundleConfig:
         eos_token_id=tokenizer.eos_id,
         bos_token_id=tokenizer.eos_id,
         unk_token_id=tokenizer.unk_id,
-        states=tuple(step_model(source.model, tokenizer).states),
+        states=tuple(source.model.states),
         opset=opset if form_of(model.model_type).has_graph else 0,
         vocabulary_sha256=tokenizer.vocabulary_sha256,
         window=model.window,

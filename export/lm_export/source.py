@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from lm_runtime.tokenizer import Tokenizer
 from lm_trainer.config import ModelConfig
 from lm_trainer.corpora.token_file import split_figures
-from lm_trainer.networks.registry import Model, parameter_count
-from lm_trainer.run.checkpoint import load_checkpoint, restore_model, training_settings
+from lm_trainer.families import Model
+from lm_trainer.run.checkpoint import load_checkpoint, restore_model
 
 
 @dataclass(frozen=True)
@@ -38,20 +38,19 @@ def read_source(path: Path) -> Source:
     Raises:
         UnusableFileError: the checkpoint cannot be used.
     """
-    content = load_checkpoint(path)
-    model, tokenizer = restore_model(path, content)
-    corpus, progress = content["corpus"], content["progress"]
+    checkpoint = load_checkpoint(path)
+    model, tokenizer = restore_model(checkpoint)
+    corpus, progress = checkpoint.facts.corpus, checkpoint.progress
     # Within an epoch the weights are no longer those that were validated.
-    validated = progress["epoch"] and not progress["window"]
+    validated = progress.epoch and not progress.window
     training = {
-        "corpus": corpus["name"],
-        "train_tokens": corpus["splits"]["train"]["tokens"],
-        "parameters": parameter_count(model),
-        "epoch": progress["epoch"],
-        "steps": progress["step"],
-        "seconds": round(progress["seconds"], 1),
-        "valid": split_figures(progress["valid_loss"], corpus["splits"]["valid"]) if validated else None,
-        "recipe": training_settings(content),
+        "corpus": corpus.name,
+        "train_tokens": corpus.splits["train"].tokens,
+        "parameters": model.parameter_count(),
+        "epoch": progress.epoch,
+        "steps": progress.step,
+        "seconds": round(progress.seconds, 1),
+        "valid": split_figures(progress.valid_loss, corpus.splits["valid"]) if validated else None,
+        "recipe": checkpoint.recipe,
     }
-    config = ModelConfig(**content["model_config"])
-    return Source(model, tokenizer, config, content["held_out"].numpy(), training)
+    return Source(model, tokenizer, checkpoint.model_config, checkpoint.facts.held_out.numpy(), training)

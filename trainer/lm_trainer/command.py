@@ -15,18 +15,16 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 from click.core import ParameterSource
 
-from lm_runtime.bundle import NGRAM_TYPE
 from lm_runtime.commands import Command, file_size, imports, note
 from lm_runtime.files import held, require_place
-from lm_trainer.config import BEST, LAST, OPTIONS, ModelConfig, TokenizerConfig
+from lm_trainer.config import OPTIONS, ModelConfig, TokenizerConfig
 from lm_trainer.config_file import read_config
-from lm_trainer.families import FAMILIES
+from lm_trainer.families import FAMILIES, ModelTrainer
 from lm_trainer.presets import PRESETS
+from lm_trainer.run.folder import BEST, LAST, REPORT, SAMPLE, SUMMARY
 from lm_trainer.training.memory import keep_freed_memory
 
 if TYPE_CHECKING:
-    from lm_trainer.ngram.training import NgramTrainer
-    from lm_trainer.training.loop import Trainer
     from lm_trainer.training.processes import Processes
 
 _EXAMPLES = """
@@ -97,6 +95,21 @@ def _take_settings(context: click.Context, _: click.Parameter, path: Path | None
     context.default_map = {name: str(value) for name, value in settings.items()}
 
 
+class _FamilyName(click.Choice[str]):
+    """The name of a family that is registered when the call is parsed."""
+
+    def __init__(self) -> None:
+        super().__init__([])
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        return tuple(FAMILIES)
+
+    @choices.setter
+    def choices(self, _: object) -> None:
+        pass
+
+
 class _TrainCommand(Command):
     """A command that several processes may run together: the first that fails says why."""
 
@@ -154,7 +167,7 @@ class _TrainCommand(Command):
 @click.option("--tokenizer", type=str, help="word, char, bpe, or a tokenizer.json.")
 @click.option("--vocab-size", type=int, help="Most tokens in the vocabulary.")
 @click.option("--min-frequency", type=int, help="Leave out what comes less often.")
-@click.option("--model", type=click.Choice(list(FAMILIES)), help="The kind of model; lstm if none is named.")
+@click.option("--model", type=_FamilyName(), help="The kind of model; lstm if none is named.")
 @click.option("--embedding-dim", type=int, help="Width of the embedding.")
 @click.option("--hidden-size", type=int, help="Width of each hidden layer.")
 @click.option("--layers", type=int, help="Number of recurrent layers.")
@@ -275,27 +288,30 @@ def main(
         )
     if find_lr is not None:
         _check_finder(find_lr, given)
-    if given.get("model_type") != NGRAM_TYPE:
+    if not _is_estimated(given):
         keep_freed_memory()
     with imports():
         from lm_trainer.reports.summary import finish, read_summary
-        from lm_trainer.run import setup as run
         from lm_trainer.run import trial
+        from lm_trainer.run.device import pick_device, pick_precision
         from lm_trainer.run.pretrained import read_pretrained
+        from lm_trainer.run.resume import resume as resume_run
+        from lm_trainer.run.setup import start
         from lm_trainer.training.processes import Processes
 
         if tensorboard:
             importlib.import_module("lm_trainer.reports.events")  # says now what is missing
 
-    place = run.pick_device(device)
+    place = pick_device(device)
     processes = Processes.join(place)
     tell = note if processes.is_first else _say_nothing
+    trainer: ModelTrainer | None = None
     if processes.is_first and not resuming:
         pretrained = None if init is None else read_pretrained(init)
         if pretrained:
             recipe = pretrained.recipe(recipe)
         if "precision" not in given:
-            picked = run.pick_precision(recipe.model["hidden_size"], place)
+            picked = pick_precision(recipe.model["hidden_size"], place)
             recipe = dataclasses.replace(
                 recipe, training=dataclasses.replace(recipe.training, precision=picked)
             )
@@ -310,16 +326,17 @@ def main(
             else:
                 click.echo(f"{trial.find_rate(find_lr, corpus, recipe, place, pretrained):.2g}")
             return
-        run.start(
+        trainer = start(
             out,
             corpus,
             recipe,
             place,
             note,
+            checkpoint_seconds=checkpoint_seconds,
             pretrained=pretrained,
             replace=force,
             resuming=resume,
-            processes=processes.count,
+            processes=processes,
         )
         main.check_interrupted()
     resuming = bool(processes.from_first(resuming)[0])  # which comes once there is a run
@@ -330,15 +347,16 @@ def main(
         own = recipe.settings if init is None else dataclasses.asdict(recipe.training)
         left = ("precision", "epochs", "patience")
         given = {name: value for name, value in own.items() if name not in left} | given
-    trainer = run.resume(
-        out,
-        corpus if resuming and _was_given("corpus") else None,
-        given if resuming else {},
-        place,
-        checkpoint_seconds,
-        processes,
-        tell,
-    )
+    if trainer is None:
+        trainer = resume_run(
+            out,
+            corpus if resuming and _was_given("corpus") else None,
+            given if resuming else {},
+            place,
+            checkpoint_seconds,
+            processes,
+            tell,
+        )
     summary = read_summary(out) if trainer.complete and processes.is_first else None
     with _events(trainer, out) if tensorboard and processes.is_first else nullcontext():
         if not trainer.complete:
@@ -370,16 +388,15 @@ def _by_fields(settings: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _train(trainer: Trainer | NgramTrainer, out: Path, processes: Processes) -> None:
-    from lm_trainer.reports.summary import SUMMARY
-    from lm_trainer.training import progress as terminal
-    from lm_trainer.training.loop import InterruptedRunError, TrainingError
+def _train(trainer: ModelTrainer, out: Path, processes: Processes) -> None:
+    from lm_trainer.training import terminal
+    from lm_trainer.training.progress import InterruptedRunError, TrainingError
 
     if processes.is_first:
         (out / SUMMARY).unlink(missing_ok=True)
     try:
-        with terminal.report(trainer, processes) as report:
-            trainer.train(report)
+        with terminal.watching(trainer, processes) as observer:
+            trainer.train(observer)
     except InterruptedRunError:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)  # once is enough
@@ -395,10 +412,9 @@ def _train(trainer: Trainer | NgramTrainer, out: Path, processes: Processes) -> 
 
 
 @contextmanager
-def _events(trainer: Trainer | NgramTrainer, out: Path) -> Iterator[None]:
+def _events(trainer: ModelTrainer, out: Path) -> Iterator[None]:
     """Within, TensorBoard's events are written; at the end the sample."""
     from lm_trainer.reports.events import EventLog
-    from lm_trainer.reports.summary import SAMPLE
 
     progress = trainer.progress
     with closing(EventLog(out, progress.seconds)) as log:
@@ -409,13 +425,19 @@ def _events(trainer: Trainer | NgramTrainer, out: Path) -> Iterator[None]:
 
 
 def _check_finder(picture: Path, given: dict[str, Any]) -> None:
-    if given.get("model_type") == NGRAM_TYPE:
-        raise click.UsageError(f"--find-lr is of no use to {NGRAM_TYPE}: it is counted in one pass")
+    if _is_estimated(given):
+        raise click.UsageError(
+            f"--find-lr does not apply to {given['model_type']}: it is estimated in one pass"
+        )
     if picture.suffix != ".png":
         raise click.UsageError(
             f"--find-lr takes a picture's path, which ends in .png, got {picture}; CORPUS stands before it"
         )
     require_place(picture)
+
+
+def _is_estimated(given: dict[str, Any]) -> bool:
+    return FAMILIES[given.get("model_type", ModelConfig.model_type)].is_estimated
 
 
 def _say_nothing(_: str) -> None:
@@ -429,8 +451,6 @@ def _was_given(name: str) -> bool:
 
 
 def _conclude(summary: dict[str, Any], best: Path) -> None:
-    from lm_trainer.reports.page import REPORT
-
     baselines = ", ".join(f"{name} {value:,.1f}" for name, value in summary["baselines"].items())
     for split in ("valid", "test"):
         if figures := summary.get(split):

@@ -1,4 +1,4 @@
-"""What a run is made of: its checkpoints' names, its records, and what a recipe is."""
+"""The records of a recipe: its vocabulary, its model and its training."""
 
 from __future__ import annotations
 
@@ -8,11 +8,6 @@ from typing import Any
 
 from lm_runtime.bundle import HIGHEST_ORDER
 from lm_trainer.families import FAMILIES
-
-LAST = "last.pt"
-"""The newest state of a run, for resuming. Every run has one from its beginning on."""
-BEST = "best.pt"
-"""The state of the lowest validation loss, once an epoch is complete."""
 
 
 @dataclass(frozen=True)

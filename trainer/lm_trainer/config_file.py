@@ -10,9 +10,6 @@ from typing import Any
 
 from lm_runtime.files import UnusableFileError, read_text_file
 
-CONFIG = "config.toml"
-"""Its name in a run's folder."""
-
 
 def read_config(path: Path) -> dict[str, Any]:
     """The file's settings by their names, in which a dash is an underscore.
