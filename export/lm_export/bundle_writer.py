@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,22 +23,20 @@ from lm_export.int8_cost import layers_in_words, measure_cost
 from lm_export.quantize import quantize_int8
 from lm_export.source import Source, read_source
 from lm_runtime.bundle import (
-    CONFIG_FILE,
+    CONFIG,
     GENERATION_CONFIG,
     MODEL_CARD,
     MODELS,
     TOKENIZER,
     TOKENIZER_CONFIG,
-    TOKENS_FILE,
+    TOKENS,
     BundleConfig,
-    read_bundle_config,
+    read_config,
 )
-from lm_runtime.files import UnusableFileError
-from lm_runtime.folders import folder_beside, holds_something, replace_folder, restore_folder
+from lm_runtime.files import UnusableFileError, folder_beside, holds_something
 from lm_runtime.models.load import load
 from lm_runtime.tokenizer import Tokenizer
 from lm_trainer.networks.base import LanguageModel
-from lm_trainer.networks.registry import step_model
 
 _DEFAULTS = {"temperature": 0.8, "top_k": 0, "top_p": 0.95, "max_new_tokens": 200}
 
@@ -81,7 +80,7 @@ def export_bundle(
         config = _write_config(folder, config)
 
         model = load(folder, provider="cpu")
-        proof = parity.compare(step_model(source.model, source.tokenizer), model, source.held_out)
+        proof = parity.compare(source.model.step_model(source.tokenizer), model, source.held_out)
         tell(f"parity: {proof}")
         if not proof.holds:
             raise ExportError(f"the bundle differs from the checkpoint, none was written: {proof}")
@@ -126,7 +125,7 @@ def _configuration(source: Source, opset: int) -> BundleConfig:
         eos_token_id=tokenizer.eos_id,
         bos_token_id=tokenizer.eos_id,
         unk_token_id=tokenizer.unk_id,
-        states=tuple(step_model(source.model, tokenizer).states),
+        states=tuple(source.model.states),
         opset=opset if form_of(model.model_type).has_graph else 0,
         vocabulary_sha256=tokenizer.vocabulary_sha256,
         window=model.window,
@@ -150,7 +149,7 @@ def _write_texts(folder: Path, tokenizer: Tokenizer) -> None:
     }
     (folder / TOKENIZER).write_text(tokenizer.json_text, encoding="utf-8")
     (folder / TOKENIZER_CONFIG).write_text(json.dumps(names, indent=2) + "\n", encoding="utf-8")
-    (folder / TOKENS_FILE).write_text(
+    (folder / TOKENS).write_text(
         "".join(f"{token} {number}\n" for number, token in enumerate(tokenizer.tokens)), encoding="utf-8"
     )
     (folder / GENERATION_CONFIG).write_text(json.dumps(_DEFAULTS, indent=2) + "\n", encoding="utf-8")
@@ -161,11 +160,11 @@ def _write_config(folder: Path, config: BundleConfig) -> BundleConfig:
     names = sorted(
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
-        if path.is_file() and path.name != CONFIG_FILE
+        if path.is_file() and path.name != CONFIG
     )
     hashes = {name: config.files.get(name) or _sha256(folder / name) for name in names}
     config = dataclasses.replace(config, files=hashes)
-    (folder / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
+    (folder / CONFIG).write_text(config.to_json(), encoding="utf-8")
     return config
 
 
@@ -177,13 +176,21 @@ def _sha256(path: Path) -> str:
 @contextmanager
 def _folder_in_place(out: Path, *, replace: bool) -> Iterator[Path]:
     """A neighbour of ``out`` to write into; it becomes ``out`` when the body has ended well."""
-    place = out.resolve() if out.is_symlink() else out
-    restore_folder(place)
     check_out(out, replace=replace)
-    with folder_beside(place) as partial:
+    out = out.resolve() if out.is_symlink() else out
+    replaced = out.with_name(f".{out.name}.replaced")
+    with folder_beside(out) as partial:
         yield partial
-        check_out(out, replace=replace)  # what is there may have changed since
-        replace_folder(partial, place, check=lambda replaced: check_out(replaced, replace=replace))
+        shutil.rmtree(replaced, ignore_errors=True)
+        if out.exists():
+            out.rename(replaced)
+        try:
+            partial.rename(out)
+        except BaseException:
+            if replaced.exists():
+                replaced.rename(out)
+            raise
+        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def check_out(out: Path, *, replace: bool) -> None:
@@ -199,7 +206,7 @@ def check_out(out: Path, *, replace: bool) -> None:
             f"{out} holds something already: --force replaces a bundle, --out names another folder"
         )
     try:
-        own = {CONFIG_FILE, *read_bundle_config(out).files}
+        own = {CONFIG, *read_config(out).files}
     except UnusableFileError as error:
         raise ValueError(f"{error}; --force replaces only a bundle") from None
     for path in out.rglob("*"):

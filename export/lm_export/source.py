@@ -40,17 +40,17 @@ def read_source(path: Path) -> Source:
     """
     checkpoint = load_checkpoint(path)
     model, tokenizer = restore_model(checkpoint)
-    facts, progress = checkpoint.facts, checkpoint.progress
+    corpus, progress = checkpoint.facts.corpus, checkpoint.progress
     # Within an epoch the weights are no longer those that were validated.
     validated = progress.epoch and not progress.window
     training = {
-        "corpus": facts.corpus.name,
-        "train_tokens": facts.corpus.splits["train"].tokens,
+        "corpus": corpus.name,
+        "train_tokens": corpus.splits["train"].tokens,
         "parameters": model.parameter_count(),
         "epoch": progress.epoch,
         "steps": progress.step,
         "seconds": round(progress.seconds, 1),
-        "valid": split_figures(progress.valid_loss, facts.corpus.splits["valid"]) if validated else None,
+        "valid": split_figures(progress.valid_loss, corpus.splits["valid"]) if validated else None,
         "recipe": checkpoint.recipe,
     }
-    return Source(model, tokenizer, checkpoint.model_config, facts.held_out.numpy(), training)
+    return Source(model, tokenizer, checkpoint.model_config, checkpoint.facts.held_out.numpy(), training)
