@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import re
 import secrets
@@ -15,7 +16,7 @@ import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO
 
 try:
     import fcntl
@@ -84,7 +85,7 @@ def first_line(error: BaseException) -> str:
     return (next(iter(str(error).splitlines()), "") or type(error).__name__)[:_LONGEST_REASON]
 
 
-def open_regular(path: Path, wanted: str = "file") -> BinaryIO:
+def open_regular(path: Path, wanted: str = "file") -> io.BufferedReader:
     """Open a regular file for reading; a pipe or a device is never waited for.
 
     Args:

@@ -17,7 +17,7 @@ from click.core import ParameterSource
 
 from lm_runtime.bundle import NGRAM_TYPE
 from lm_runtime.commands import Command, file_size, imports, note
-from lm_runtime.files import require_place
+from lm_runtime.files import read_text_file, require_place
 from lm_runtime.folders import held
 from lm_trainer.config import BEST, LAST, OPTIONS, ModelConfig, TokenizerConfig
 from lm_trainer.config_file import read_config
@@ -406,7 +406,7 @@ def _events(trainer: Trainer | NgramTrainer, out: Path) -> Iterator[None]:
         trainer.metrics.watch = log.append
         del trainer  # which the caller lets go
         yield
-        log.add_sample((out / SAMPLE).read_text(encoding="utf-8"), progress.step)
+        log.add_sample(read_text_file(out / SAMPLE), progress.step)
 
 
 def _check_finder(picture: Path, given: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lm_runtime.commands import Command, imports, note, where_it_runs, which_graph
-from lm_runtime.files import read_text_file, require_place
+from lm_runtime.files import STANDARD_INPUT, read_text_file, require_place
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -188,6 +188,7 @@ def main(
         if name in given:
             given[name] = tuple(text.replace("\\n", "\n") for text in given[name])
             "".join(given[name]).encode()
+    output = None if output == Path("-") else output  # standard output, as without it
     for place in filter(None, (save_state, output)):
         require_place(place)
     model = load(bundle, precision=precision, provider=provider, threads=threads)
@@ -205,7 +206,7 @@ def main(
     elif input_:
         from lm_runtime.commands.requests import run_requests
 
-        input_ = Path("/dev/stdin") if str(input_) == "-" else input_
+        input_ = STANDARD_INPUT if str(input_) == "-" else input_
         run_requests(model, input_, output, params, seed=seed or 0, samples=samples)
     elif states:
         _go_on(model, prompt, params, seed, save_state, load_state, echo=echo)
@@ -369,7 +370,7 @@ def _session(model: BundleModel, load_state: Path | None, prompt: str, seed: int
 
 def _read_prompt(name: str) -> str:
     """The prompt in a file; the line break that ends its last line is not part of it."""
-    path = Path("/dev/stdin" if name == "-" else name)
+    path = STANDARD_INPUT if name == "-" else Path(name)
     return read_text_file(path).removesuffix("\n")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from lm_runtime.files import UnusableFileError
 from lm_trainer.reports.metrics import EVENTS, METRICS, read_metrics
 
 _TAGS = {
@@ -34,6 +35,8 @@ class EventLog:
 
     def __init__(self, run: Path, seconds: float) -> None:
         earlier = []
+        if (run / EVENTS).is_symlink():  # which leads to a folder of others, whose events would be removed
+            raise UnusableFileError(run / EVENTS, "a link, where the run's own folder is needed")
         if (run / METRICS).exists():
             earlier = read_metrics(run)
             for path in (run / EVENTS).glob("events.out.tfevents.*"):

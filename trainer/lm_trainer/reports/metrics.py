@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from lm_runtime.files import UnusableFileError, write_whole
+from lm_runtime.files import UnusableFileError, open_own, read_lines, write_whole
 from lm_runtime.scoring.score import perplexity
 
 if TYPE_CHECKING:
@@ -33,7 +36,7 @@ class MetricsLog:
     def append(self, record: dict[str, Any]) -> None:
         """Add ``record``."""
         line = (json.dumps(record) + "\n").encode()
-        with self._path.open("ab") as file:
+        with self._open() as file:
             file.write(line)
         self.size += len(line)
         self.watch(record)
@@ -41,9 +44,13 @@ class MetricsLog:
     def truncate(self, size: int) -> None:
         """Go back to a length that :attr:`size` had before."""
         if self.size > size:
-            with self._path.open("r+b") as file:
+            with self._open() as file:
                 file.truncate(size)
         self.size = min(self.size, size)
+
+    def _open(self) -> IO[bytes]:
+        # The processes beside the first one write to nowhere, which is no regular file.
+        return self._path.open("ab") if self._path == Path(os.devnull) else open_own(self._path)
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -53,15 +60,16 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
         UnusableFileError: they are damaged.
     """
     try:
-        return [json.loads(line) for line in (run / METRICS).read_text(encoding="utf-8").splitlines()]
+        return [json.loads(line) for line in read_lines(run / METRICS)]
     except ValueError:
         raise UnusableFileError(run / METRICS, "damaged: a line is not JSON") from None
 
 
 def new_picture(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     """An empty diagram."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    with _no_cache():
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
@@ -70,6 +78,22 @@ def new_picture(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     axes.set_ylabel(ylabel)
     axes.grid(alpha=0.3)
     return figure, axes
+
+
+@contextmanager
+def _no_cache() -> Iterator[None]:
+    """Within, matplotlib writes no list of fonts into the home folder, unless it has done so before."""
+    home = Path(os.environ.get("HOME", ""))
+    caches = (Path(os.environ.get("XDG_CACHE_HOME", home / ".cache"), "matplotlib"), home / ".matplotlib")
+    if "MPLCONFIGDIR" in os.environ or any(cache.is_dir() for cache in caches):
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="lm-train-") as folder:
+        os.environ["MPLCONFIGDIR"] = folder
+        try:
+            yield
+        finally:
+            del os.environ["MPLCONFIGDIR"]
 
 
 def draw_rates(records: list[dict[str, Any]], file: IO[bytes]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from lm_runtime.files import UnusableFileError, write_whole
+from lm_runtime.files import UnusableFileError, open_regular, write_whole
 from lm_runtime.tokenizer import Tokenizer
 from lm_trainer.config import BEST, LAST, ModelConfig
 from lm_trainer.networks.registry import Model, restore
@@ -42,13 +42,13 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
 def is_checkpoint(path: Path) -> bool:
     """Whether a file says of itself that it is a checkpoint of this project; nothing of it is loaded."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             return any(
                 FORMAT.encode() in archive.read(name)
                 for name in archive.namelist()
                 if name.endswith("/data.pkl")
             )
-    except (OSError, zipfile.BadZipFile, zlib.error):
+    except (OSError, UnusableFileError, zipfile.BadZipFile, zlib.error):
         return False
 
 
@@ -68,6 +68,7 @@ def load_checkpoint(path: Path, mapped: bool = True) -> dict[str, Any]:
     try:
         # torch reads over a changed byte; the archive's checksums do not.
         if path.exists():
+            open_regular(path, "checkpoint").close()
             if not zipfile.is_zipfile(path):
                 raise UnusableFileError(path, "not a checkpoint, or damaged")
             with zipfile.ZipFile(path) as archive:
@@ -76,8 +77,6 @@ def load_checkpoint(path: Path, mapped: bool = True) -> dict[str, Any]:
                 stored = all(record.compress_type == zipfile.ZIP_STORED for record in archive.infolist())
             mapped = mapped and stored  # torch would map what another tool has compressed, too
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except IsADirectoryError:
-        raise UnusableFileError(path, "a folder, where a checkpoint is needed") from None
     except FileNotFoundError:
         if path.name == BEST and path.with_name(LAST).exists():
             raise UnusableFileError(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from lm_runtime.files import UnusableFileError
+from lm_runtime.files import UnusableFileError, open_regular
 from lm_runtime.models.ngram_tables import NgramTables
 from lm_runtime.tokenizer import Tokenizer
 from lm_trainer.config import BEST, ModelConfig, Preset, TokenizerConfig
@@ -56,7 +56,7 @@ def read_pretrained(argument: str) -> Pretrained:
     model, tokenizer = restore_model(path, content)
     if isinstance(model, NgramTables):
         raise UnusableFileError(path, "an n-gram model, which is counted: it cannot be trained further")
-    with path.open("rb") as file:
+    with open_regular(path, "checkpoint") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     try:
         tokenizer_config = TokenizerConfig(**content["tokenizer_config"])
