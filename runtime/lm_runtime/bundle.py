@@ -53,7 +53,7 @@ _LARGEST_GRAPH = (1 << 31) - 1  # what one file of ONNX can hold
 _LARGEST_STATE = 1 << 26  # numbers a sequence
 _MOST_AXES = 8
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,63}")
-_STATE_TYPES = ("float32", "int64")
+STATE_TYPES = ("float32", "int64")
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,9 @@ class StateTensor:
 
     def sizes(self, batch: int) -> tuple[int, ...]:
         """The shape at a batch size."""
-        return tuple(batch if size is None else size for size in self.shape)
+        sizes: list[Any] = list(self.shape)
+        sizes[sizes.index(None)] = batch
+        return tuple(sizes)
 
 
 def recurrent_states(names: tuple[str, ...], num_layers: int, hidden_size: int) -> tuple[StateTensor, ...]:
@@ -300,8 +302,8 @@ def _state(number: int, state: object) -> StateTensor:
         raise ValueError(f"a state has the name {short(tensor.name)}")
     if tensor.output != f"{tensor.name}_out":
         raise ValueError(f"{tensor.name} comes out as {short(tensor.output)}")
-    if tensor.dtype not in _STATE_TYPES:
-        raise ValueError(f"{tensor.name} is {short(tensor.dtype)}, not {' or '.join(_STATE_TYPES)}")
+    if tensor.dtype not in STATE_TYPES:
+        raise ValueError(f"{tensor.name} is {short(tensor.dtype)}, not {' or '.join(STATE_TYPES)}")
     sizes = [size for size in tensor.shape if size is not None]
     if not (
         len(sizes) == len(tensor.shape) - 1 <= _MOST_AXES

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from lm_runtime.bundle import StateTensor
+from lm_runtime.bundle import STATE_TYPES, StateTensor
 from lm_runtime.models.protocol import State, StepModel
 
+_TYPES = {name: np.dtype(name) for name in STATE_TYPES}  # to make one takes as long as the other checks
 READ_TOKENS = 512
 """The most tokens read in one call: it bounds the logits held at a time."""
 
@@ -58,9 +59,12 @@ def check_tensors(states: Sequence[StateTensor], state: State, batch: int) -> No
     """
     if batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
-    wanted = [(tensor.sizes(batch), tensor.dtype) for tensor in states]
-    found = [(array.shape, array.dtype.name) for array in state]
-    if found != wanted:
+    if len(state) != len(states) or any(
+        array.shape != tensor.sizes(batch) or array.dtype != _TYPES[tensor.dtype]
+        for array, tensor in zip(state, states, strict=True)
+    ):
+        wanted = [(tensor.sizes(batch), tensor.dtype) for tensor in states]
+        found = [(array.shape, array.dtype.name) for array in state]
         raise ValueError(f"the state is not this model's: it is {found}, not {wanted}")
 
 
@@ -85,10 +89,12 @@ def check_input(model: StepModel, token: NDArray[np.int64], state: State) -> Non
     if token.ndim != 2 or token.dtype != np.int64:
         raise ValueError(f"token must be int64 (batch, time), got {token.dtype} {token.shape}")
     check_tensors(model.states, state, len(token))
-    vocab_size = model.tokenizer.vocab_size
-    # As unsigned numbers, ids below 0 are the largest.
-    if token.size and token.view(np.uint64).max() >= vocab_size:
-        raise wrong_ids(token.ravel().tolist(), token.size, vocab_size)
+    if token.size:
+        # As unsigned numbers, ids below 0 are the largest. To look for the largest of one id takes 3 us.
+        ids = token.view(np.uint64)
+        largest = ids.item() if ids.size == 1 else ids.max()
+        if largest >= model.tokenizer.vocab_size:
+            raise wrong_ids(token.ravel().tolist(), token.size, model.tokenizer.vocab_size)
 
 
 def wrong_ids(tokens: Sequence[int], count: int, vocab_size: int) -> ValueError:
