@@ -116,3 +116,16 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
 
 def changed(path: Path, before: int) -> Callable[[], bool]:
     return lambda: path.exists() and path.stat().st_mtime_ns != before
+
+
+def skewed(tokens: int) -> list[int]:
+    """A text of ids below 300 whose counts are like a language's: many phrases are rare, some are not."""
+    generator = np.random.default_rng(3)
+    text: list[int] = []
+    while len(text) < tokens:
+        if text and generator.random() < 0.6:
+            start = int(len(text) * generator.random() ** 2)
+            text += text[start : start + 6]
+        else:
+            text += [int(number) if number < 300 else 0 for number in generator.zipf(1.3, 6)]
+    return text[:tokens]

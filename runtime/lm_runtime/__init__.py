@@ -9,7 +9,11 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
+
+# onnxruntime reads it as it is imported, which nothing here does before this line.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from lm_runtime.files import UnusableFileError
@@ -23,8 +27,9 @@ if TYPE_CHECKING:
     from lm_runtime.models.protocol import State
     from lm_runtime.models.state import initial_state
     from lm_runtime.sampling.params import SamplingParams
-    from lm_runtime.scoring.rescoring import Hypothesis, Rescored, read_hypotheses, rescore, score_texts
+    from lm_runtime.scoring.rescoring import Hypothesis, Rescored, read_hypotheses, rescore
     from lm_runtime.scoring.score import Score, score_file
+    from lm_runtime.scoring.texts import score_texts
 
 __all__ = [
     "BeamHypothesis",
@@ -80,7 +85,7 @@ _HOME = {
     "read_hypotheses": "scoring.rescoring",
     "rescore": "scoring.rescoring",
     "score_file": "scoring.score",
-    "score_texts": "scoring.rescoring",
+    "score_texts": "scoring.texts",
     "suggest": "generation.generate",
 }
 

@@ -18,14 +18,13 @@ from lm_runtime.commands.score import main as lm_score
 @pytest.mark.parametrize(
     ("options", "status", "message"),
     [
-        (["--temperature", -0.1], 2, "temperature must be at least 0 and at most 1000, got -0.1"),
-        (["--temperature", "nan"], 2, "temperature must be at least 0 and at most 1000, got nan"),
+        (["--temperature", -0.1], 2, "temperature must be from 0 to 1000, got -0.1"),
+        (["--temperature", "nan"], 2, "temperature must be from 0 to 1000, got nan"),
         (["--top-k", -1], 2, "top_k must be at least 0, got -1"),
-        (["--top-k", 201], 2, "top_k must be at least 0 and at most 200, got 201"),
         (["--top-p", 0], 2, "top_p must be above 0 and at most 1, got 0.0"),
         (["--top-p", 1.5], 2, "top_p must be above 0 and at most 1, got 1.5"),
-        (["--min-p", 2], 2, "min_p must be at least 0 and at most 1, got 2.0"),
-        (["--repetition-penalty", 0], 2, "repetition_penalty must be at least 0.01 and at most 100, got 0.0"),
+        (["--min-p", 2], 2, "min_p must be from 0 to 1, got 2.0"),
+        (["--repetition-penalty", 0], 2, "repetition_penalty must be from 0.01 to 100, got 0.0"),
         (["--max-tokens", -5], 2, "max_tokens must be at least 0, got -5"),
         (["--stop", ""], 2, "a stop string must not be empty"),
         (["--samples", 0], 2, "Invalid value for '--samples'"),

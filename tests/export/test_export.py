@@ -18,9 +18,11 @@ from conftest import SMALL, TINY, Invoke, run_command
 from lm_export import bundle_writer, parity
 from lm_export import quantize as quantize_module
 from lm_export.command import main
+from lm_export.errors import ExportError
 from lm_export.forms.recurrent import RecurrentStep
-from lm_export.graph import NEWEST_OPSET, OLDEST_OPSET, ExportError, make_step_graph
-from lm_export.quantize import layers_by_precision, quantize_int8
+from lm_export.forms.registry import form_of
+from lm_export.graph import NEWEST_OPSET, OLDEST_OPSET, make_step_graph
+from lm_export.quantize import quantize_int8
 from lm_runtime.bundle import LOGITS_FROM, BundleConfig
 from lm_runtime.generation.generate import generate_samples
 from lm_runtime.sampling.params import SamplingParams
@@ -333,10 +335,21 @@ def test_nan_fails_the_proof(small_run: Path, small_bundle: Path) -> None:
 def test_int8_that_costs_too_much_writes_no_bundle(
     invoke: Invoke, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bundle_writer, "LARGEST_INT8_COST", -1.0)
+    monkeypatch.setattr("lm_export.int8_cost.LARGEST_COST", -1.0)
     code, _, err = invoke(main, small_run, "--out", "bundle", "--quantize", "int8")
     assert code == 1
     assert "more than -100%; no bundle was written" in err.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_int8_that_could_saturate_writes_no_bundle(
+    invoke: Invoke, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The quantizer's own scales: what a processor with VNNI measures says nothing about one without."""
+    monkeypatch.setattr(quantize_module, "_scale_anew", lambda graph, quantized: None)
+    code, _, err = invoke(main, small_run, "--out", "bundle", "--quantize", "int8")
+    assert code == 1
+    assert "their products could saturate on a processor without VNNI" in err.splitlines()[-1]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -381,6 +394,7 @@ def test_a_bundle_and_its_card_name_the_family(family_bundle: Path) -> None:
     assert FAMILIES[config.model_type].description in card
     if config.model_type != "ngram":
         assert f"In int8: {', '.join(config.quantization['layers']['int8'])}" in card
+        assert "processors with VNNI and without compute the same" in card
     assert (config.model_type == "window") == (config.window == 5)
     assert (config.model_type == "ngram") == (config.order == 5) == (config.opset == 0)
     assert (names == "context") == (config.model_type in ("window", "ngram"))
@@ -459,7 +473,7 @@ def test_a_projection_is_in_the_graph_and_in_int8(
     assert largest_difference(model, graph) < 1e-5
     quantized = quantize_int8(graph)
     assert [node.op_type for node in quantized.graph.node].count("MatMulInteger") == 2
-    assert "projection" in layers_by_precision(measures)["int8"]
+    assert "projection" in form_of(family).layers(config)["int8"]
     session = ort.InferenceSession(quantized.SerializeToString())
     feeds = {name: np.zeros((2, 1, 56), np.float32) for name in ("h", "c") if name in shapes(graph)}
     token = np.array([[5, 7]])

@@ -13,7 +13,7 @@ import torch
 
 from conftest import TINY, Invoke, one_line, tree
 from lm_trainer.command import main as lm_train
-from lm_trainer.config_file import read_config
+from lm_trainer.config_file import read_settings
 from lm_trainer.run.checkpoint import load_checkpoint
 from lm_trainer.run.records import Origin
 from lm_trainer.training.loop import Trainer
@@ -87,7 +87,7 @@ def test_a_run_says_what_it_began_from(invoke: Invoke, tmp_path: Path, small_run
     path = str(tmp_path / "begin.pt")
     for name in ("last.pt", "best.pt"):
         assert load_checkpoint(tmp_path / "run" / name).facts.init == Origin(path, sha256)
-    settings = read_config(tmp_path / "run/config.toml")
+    settings = read_settings(tmp_path / "run/config.toml")
     assert settings["init"] == path
     assert not {"model", "hidden_size", "tokenizer", "vocab_size", "initial_weights"} & settings.keys()
     report = (tmp_path / "run/report.html").read_text()

@@ -14,8 +14,10 @@ import numpy as np
 from lm_runtime.generation.engine import Engine, Piece
 from lm_runtime.generation.session import Session
 from lm_runtime.models.protocol import StepModel
-from lm_runtime.sampling.filters import log_probabilities
 from lm_runtime.sampling.params import SamplingParams
+from lm_runtime.sampling.sampler import NotFiniteError
+from lm_runtime.settings import check_number
+from lm_runtime.softmax import log_softmax
 
 
 def generate(
@@ -112,14 +114,14 @@ def suggest(
 
     Raises:
         ValueError: k is out of its range.
+        NotFiniteError: the model's logits are NaN or infinite.
     """
-    if not 1 <= k <= model.tokenizer.vocab_size:
-        raise ValueError(f"k must be from 1 to {model.tokenizer.vocab_size}, got {k}")
-    if isinstance(k, bool) or not isinstance(k, int):
-        raise ValueError(f"k must be a whole number, got {k!r}")
+    check_number("k", k, int, low=1, high=model.tokenizer.vocab_size)
     session = prompt if isinstance(prompt, Session) else Session.start(model, prompt)
     session.require_rest()
-    probabilities = np.exp(log_probabilities(model.stepper(session.state).step([session.token])[0]))
+    probabilities = np.exp(log_softmax(model.stepper(session.state).step([session.token])[0]))
+    if not np.isfinite(probabilities).all():
+        raise NotFiniteError(0)
     order = np.argsort(-probabilities, kind="stable")
     unk_id = None if allow_unk else model.tokenizer.unk_id
     best = [int(token) for token in order if token != unk_id][:k]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lm_runtime.commands import machine_fault
-from lm_runtime.files import UnusableFileError, write_whole
+from lm_runtime.files import UnusableFileError, open_regular, write_whole
 from lm_runtime.tokenizer import Tokenizer
 from lm_trainer.config import ModelConfig, TrainingConfig
 from lm_trainer.families import Model, implementation
@@ -86,7 +86,7 @@ def save_checkpoint(checkpoint: Checkpoint) -> None:
 def is_checkpoint(path: Path) -> bool:
     """Whether a file says of itself that it is a checkpoint of this project; nothing of it is loaded."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             return any(
                 FORMAT.encode() in archive.read(name)
                 for name in archive.namelist()
@@ -157,9 +157,8 @@ def reading(path: Path, problem: str) -> Iterator[None]:
 
 def _load(path: Path, mapped: bool) -> Any:
     """The content of the file, after the checks of its archive that torch leaves out."""
-    if path.is_dir():
-        raise UnusableFileError(path, "a folder, where a checkpoint is needed")
     if path.exists():
+        open_regular(path, "checkpoint").close()
         if not zipfile.is_zipfile(path):
             raise UnusableFileError(path, "not a checkpoint, or damaged")
         with zipfile.ZipFile(path) as archive:
