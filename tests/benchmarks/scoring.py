@@ -20,7 +20,8 @@ from lm_runtime.bundle import MODELS
 from lm_runtime.models.onnx import OnnxModel
 from lm_runtime.models.state import initial_state
 from lm_runtime.scoring.rescoring import score_texts
-from lm_runtime.scoring.score import log_softmax_at, read_lines, token_log_probabilities
+from lm_runtime.scoring.score import read_lines, token_log_probabilities
+from lm_runtime.softmax import log_softmax_at
 
 _BEST = 100
 _SAMPLE = 16

@@ -19,8 +19,8 @@ from lm_runtime.generation.engine import Engine, Piece
 from lm_runtime.generation.generate import generate_batch
 from lm_runtime.generation.session import Session
 from lm_runtime.models.onnx import OnnxModel
-from lm_runtime.sampling.filters import log_probabilities
 from lm_runtime.sampling.params import SamplingParams
+from lm_runtime.softmax import log_softmax
 
 PARAMS = [
     SamplingParams(max_tokens=12, top_p=0.9),
@@ -118,7 +118,7 @@ def test_log_probabilities_are_the_model_s_whatever_the_sampling(model: OnnxMode
     twin = session.copy()
     for piece in alone(model, session, params):
         logits, twin.state = model.step(np.array([[twin.token]]), twin.state)
-        values = log_probabilities(logits[0, 0])
+        values = log_softmax(logits[0, 0])
         assert piece.log_probability == values[piece.token]
         assert [value for _, value in piece.alternatives] == np.sort(values)[::-1][:4].tolist()
         assert all(values[token] == value for token, value in piece.alternatives)

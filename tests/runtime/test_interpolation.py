@@ -17,9 +17,9 @@ from lm_runtime.models.interpolation import InterpolatedModel, fit_weight
 from lm_runtime.models.ngram import NgramModel
 from lm_runtime.models.onnx import OnnxModel
 from lm_runtime.models.state import initial_state, read
-from lm_runtime.sampling.filters import log_probabilities
 from lm_runtime.sampling.params import SamplingParams
 from lm_runtime.scoring.score import score_file
+from lm_runtime.softmax import log_softmax
 from lm_trainer.ngram.estimation import estimate
 
 
@@ -42,7 +42,7 @@ def test_the_probability_is_the_weighted_mean(lstm: OnnxModel, ngram: NgramModel
     mixed, state = model.step(token, initial_state(model, 2))
     ours, after = lstm.step(token, initial_state(lstm, 2))
     theirs, also_after = ngram.step(token, initial_state(ngram, 2))
-    expected = (1 - weight) * np.exp(log_probabilities(ours)) + weight * np.exp(log_probabilities(theirs))
+    expected = (1 - weight) * np.exp(log_softmax(ours)) + weight * np.exp(log_softmax(theirs))
     assert np.exp(mixed) == pytest.approx(expected, rel=1e-4, abs=1e-9)
     assert all(map(np.array_equal, state, (*after, *also_after)))
 

@@ -19,13 +19,13 @@ from lm_runtime.sampling.filters import (
     keep_top_k,
     keep_top_p,
     keep_typical,
-    log_probabilities,
     penalize_counts,
     penalize_repetition,
 )
 from lm_runtime.sampling.history import WINDOW, History
 from lm_runtime.sampling.params import SamplingParams
 from lm_runtime.sampling.sampler import Sampler, draw, look_back
+from lm_runtime.softmax import log_softmax
 
 LOGITS = st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=400).map(
     lambda values: np.array(values, dtype=np.float32)
@@ -119,7 +119,7 @@ def test_typical_keeps_the_tokens_of_expected_surprise() -> None:
 
 
 def test_log_probabilities_add_up_to_one() -> None:
-    assert np.exp(log_probabilities(logits(0.6, 0.3, 0.1))).tolist() == pytest.approx([0.6, 0.3, 0.1])
+    assert np.exp(log_softmax(logits(0.6, 0.3, 0.1))).tolist() == pytest.approx([0.6, 0.3, 0.1])
 
 
 def test_looking_back_goes_from_bias_to_constraint() -> None:

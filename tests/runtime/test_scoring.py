@@ -15,15 +15,16 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import lm_runtime
+import lm_runtime.softmax as softmax
 from conftest import FIXTURE, TINY, Invoke, one_line
 from lm_runtime.bundle import StateTensor
 from lm_runtime.commands.score import main as lm_score
 from lm_runtime.models.onnx import OnnxModel
 from lm_runtime.models.protocol import State, StepModel, Stepper
 from lm_runtime.scoring import rescoring
-from lm_runtime.scoring import score as scoring
 from lm_runtime.scoring.rescoring import Hypothesis, rescore, score_texts
-from lm_runtime.scoring.score import Score, log_softmax_at, score_file
+from lm_runtime.scoring.score import Score, score_file
+from lm_runtime.softmax import log_softmax_at
 from lm_runtime.tokenizer import Tokenizer
 
 FLOAT32_SUM = 1e-5
@@ -176,7 +177,7 @@ def test_log_probabilities_do_not_depend_on_how_many_are_taken_at_a_time(
     exact -= np.log(np.exp(exact).sum(axis=-1, keepdims=True))
     assert np.abs(found - exact[np.arange(37), targets]).max() < FLOAT32_SUM
     for size in (1, 3000, 10_000):
-        monkeypatch.setattr(scoring, "_CACHED_LOGITS", size)
+        monkeypatch.setattr(softmax, "_CACHED_LOGITS", size)
         np.testing.assert_array_equal(log_softmax_at(logits, targets), found)
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lm_runtime.generation.session import Session
 from lm_runtime.models.protocol import StepModel
 from lm_runtime.models.state import take_states
-from lm_runtime.sampling.filters import log_probabilities
+from lm_runtime.softmax import log_softmax
 
 _MOST_PENALTY = 10
 
@@ -94,7 +94,7 @@ def beam_search(
     finished: list[BeamHypothesis] = []
     for length in range(1, max_tokens + 1):
         logits, state = model.step(np.array(read, dtype=np.int64)[:, None], state)
-        scores = log_probabilities(logits[:, 0])  # (beams, vocab)
+        scores = log_softmax(logits[:, 0])  # (beams, vocab)
         if unk_id is not None:
             scores[:, unk_id] = -math.inf
         scores += np.array([beam.log_probability for beam in live])[:, None]

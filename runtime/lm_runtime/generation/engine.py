@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from lm_runtime.generation.session import Session
 from lm_runtime.models.protocol import StepModel
 from lm_runtime.models.state import check_state, join_states, state_of
-from lm_runtime.sampling.filters import Logits, log_probabilities
+from lm_runtime.sampling.filters import Logits
 from lm_runtime.sampling.params import SamplingParams
 from lm_runtime.sampling.sampler import Sampler, look_back
+from lm_runtime.softmax import log_softmax
 
 if TYPE_CHECKING:
     from lm_runtime.models.protocol import Stepper
@@ -213,7 +214,7 @@ class _Group:
         for number in range(self._slice.start, self._slice.stop):
             token = pieces[number].token
             if token is not None:
-                values = log_probabilities(logits[number])
+                values = log_softmax(logits[number])
                 order = np.argsort(-values, kind="stable")[: self._params.logprobs].tolist()
                 pieces[number] = replace(
                     pieces[number],

@@ -14,8 +14,8 @@ import numpy as np
 from lm_runtime.generation.engine import Engine, Piece
 from lm_runtime.generation.session import Session
 from lm_runtime.models.protocol import StepModel
-from lm_runtime.sampling.filters import log_probabilities
 from lm_runtime.sampling.params import SamplingParams
+from lm_runtime.softmax import log_softmax
 
 
 def generate(
@@ -119,7 +119,7 @@ def suggest(
         raise ValueError(f"k must be a whole number, got {k!r}")
     session = prompt if isinstance(prompt, Session) else Session.start(model, prompt)
     session.require_rest()
-    probabilities = np.exp(log_probabilities(model.stepper(session.state).step([session.token])[0]))
+    probabilities = np.exp(log_softmax(model.stepper(session.state).step([session.token])[0]))
     order = np.argsort(-probabilities, kind="stable")
     unk_id = None if allow_unk else model.tokenizer.unk_id
     best = [int(token) for token in order if token != unk_id][:k]

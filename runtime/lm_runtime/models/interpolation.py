@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from lm_runtime.files import UnusableFileError, read_pieces
 from lm_runtime.models.protocol import State, StepModel, Stepper
-from lm_runtime.scoring.score import log_normalizers, token_log_probabilities
+from lm_runtime.scoring.score import token_log_probabilities
+from lm_runtime.softmax import log_normalizers
 from lm_runtime.tokenizer import Tokenizer
 
 _ROUNDS = 200

@@ -119,11 +119,3 @@ def keep_typical(logits: Logits, p: float) -> Logits:
     chosen = possible[order[:kept]]
     result[chosen] = logits[chosen]
     return result
-
-
-def log_probabilities(logits: Logits) -> NDArray[np.float64]:
-    """The natural-log probability of every token: ``(..., vocab)`` -> ``(..., vocab)``."""
-    shifted = logits.astype(np.float64)
-    shifted -= shifted.max(axis=-1, keepdims=True)
-    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return result

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from lm_runtime.files import UnusableFileError
 from lm_runtime.models.protocol import StepModel
 from lm_runtime.models.state import initial_state, join_states, take_states
-from lm_runtime.scoring.score import Score, TextCount, add_up, log_normalizers, read_texts, unknown_tokens
+from lm_runtime.scoring.score import Score, TextCount, add_up, read_texts, unknown_tokens
+from lm_runtime.softmax import log_normalizers
 
 _CHUNK_TEXTS = 1024
 _CHUNK_CHARACTERS = 1 << 20

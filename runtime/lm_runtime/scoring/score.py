@@ -17,9 +17,7 @@ from numpy.typing import NDArray
 from lm_runtime.files import UnusableFileError, read_lines, read_pieces
 from lm_runtime.models.protocol import StepModel
 from lm_runtime.models.state import READ_TOKENS, initial_state
-
-_CACHED_LOGITS = 1 << 17
-"""How many logits are normalized at a time: with their exponentials, about what a core's cache holds."""
+from lm_runtime.softmax import log_softmax_at
 
 
 def perplexity(loss: float) -> float:
@@ -148,25 +146,6 @@ def id_log_probabilities(
             logits, state = model.step(token[None], state)
             previous = int(targets[-1])
             yield targets, log_softmax_at(logits[0], targets)
-
-
-def log_softmax_at(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> NDArray[np.float32]:
-    """The log-probability of each target: logits ``(time, vocab)``, targets ``(time,)`` -> ``(time,)``."""
-    result: NDArray[np.float32] = logits[np.arange(targets.size), targets] - log_normalizers(logits)
-    return result
-
-
-def log_normalizers(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What is taken from logits to make them log-probabilities: ``(rows, vocab)`` -> ``(rows,)``."""
-    rows = max(1, _CACHED_LOGITS // logits.shape[1])
-    result = np.empty(len(logits), dtype=np.float32)
-    for start in range(0, len(logits), rows):
-        block = logits[start : start + rows]
-        highest = block.max(axis=-1, keepdims=True)
-        shifted = block - highest
-        np.exp(shifted, out=shifted)
-        result[start : start + rows] = np.log(shifted.sum(axis=-1)) + highest[:, 0]
-    return result
 
 
 def add_up(log_probabilities: NDArray[np.float32], total: float = 0.0) -> float:
