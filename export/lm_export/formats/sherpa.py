@@ -3,13 +3,14 @@
 sherpa-onnx takes tensors by their place, not by their name. ``online.onnx`` is ``(x, h, c)`` to
 ``(log-probabilities, h, c)``: the step graph with a log-softmax after its logits, for shallow fusion in
 streaming recognizers. ``offline.onnx`` is ``(x, x_lens)`` to ``nll``: the negative log-likelihood of whole
-texts, ``<eos>`` included. Both are the step graph with nodes added, in fp32 and, where the bundle has it, int8.
+texts, ``<eos>`` included. Both are the step graph with nodes added, in fp32 and, if the bundle has it, int8.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -81,7 +82,7 @@ def online_graph(step: onnx.ModelProto, config: BundleConfig) -> onnx.ModelProto
     _rename_output(graph, LOGITS, logits)
     graph.node.append(helper.make_node("LogSoftmax", [logits], [LOGITS], axis=-1))
     if len(config.states) == 1:  # sherpa-onnx feeds an LSTM's two
-        shape = [config.num_hidden_layers, "batch", config.hidden_size]
+        shape: list[int | str | None] = [config.num_hidden_layers, "batch", config.hidden_size]
         graph.input.append(helper.make_tensor_value_info(_DUMMY, TensorProto.FLOAT, shape))
         graph.output.append(helper.make_tensor_value_info(f"{_DUMMY}_out", TensorProto.FLOAT, shape))
         graph.node.append(helper.make_node("Identity", [_DUMMY], [f"{_DUMMY}_out"]))
@@ -109,7 +110,7 @@ def offline_graph(step: onnx.ModelProto, config: BundleConfig) -> onnx.ModelProt
     }
     graph.initializer.extend(numpy_helper.from_array(value, _own(name)) for name, value in constants.items())
 
-    def node(operator: str, inputs: list[str], output: str, **attributes: object) -> onnx.NodeProto:
+    def node(operator: str, inputs: list[str], output: str, **attributes: Any) -> onnx.NodeProto:
         names = [name if name in ("x", "x_lens") or name == LOGITS else _own(name) for name in inputs]
         return helper.make_node(operator, names, [_own(output)], **attributes)
 
