@@ -309,7 +309,7 @@ def main() -> None:
         "## Batch first or time first",
         "torch's LSTM layer of the tutorial (batch 20, 30 steps, 128 to 1024), forward and backward in fp32: "
         + ", ".join(f"{name} {value:.0f} ms" for name, value in layers.items())
-        + f" (ratio {layers['batch first'] / layers['time first']:.2f}; medians, alternating). lm-train turns "
+        + f" (ratio {layers['batch first'] / layers['time first']:.2f}, medians). lm-train turns "
         "the ids, which costs nothing, and works time first within.",
         "",
         "## Clipping by norm or by value",
