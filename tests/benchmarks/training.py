@@ -84,10 +84,10 @@ def ours(
     ids: np.ndarray, family: str, precision: str, batch: int, device: torch.device, folder: Path
 ) -> Trainer:
     """The same step as ``lm-train --preset tutorial`` takes it."""
-    measures = {**PRESETS["tutorial"].model, "vocab_size": VOCABULARY, "model_type": family}
+    sizes = {**PRESETS["tutorial"].model, "vocab_size": VOCABULARY, "model_type": family}
     return Trainer(
         folder,
-        make_model(ModelConfig(**measures), torch.Generator().manual_seed(0)).to(device),
+        make_model(ModelConfig(**sizes), torch.Generator().manual_seed(0)).to(device),
         replace(TUTORIAL, precision=precision, batch_size=batch),
         train=ids,
         valid=ids[:100],
@@ -166,7 +166,7 @@ def serve(arguments: argparse.Namespace) -> None:
 
 
 def take_turns(arguments: argparse.Namespace) -> dict[str, list[float]]:
-    """Have all sides take turns for so long: the seconds a step of each turn, by the sides' names."""
+    """Run all sides alternately for a time: the seconds a step of each turn, by side."""
     times: dict[str, list[float]] = {side: [] for side in SIDES}
     with ExitStack() as stack:
         pipes = {}
