@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lm_runtime.generation.engine import Engine, Piece
     from lm_runtime.generation.generate import generate, generate_batch, generate_samples, suggest
     from lm_runtime.generation.session import Session
+    from lm_runtime.generation.words import complete_word
     from lm_runtime.models.interpolation import InterpolatedModel, fit_weight
     from lm_runtime.models.load import load
     from lm_runtime.models.protocol import State
@@ -47,6 +48,7 @@ __all__ = [
     "UnusableFileError",
     "beam_search",
     "complete",
+    "complete_word",
     "fit_weight",
     "generate",
     "generate_batch",
@@ -77,6 +79,7 @@ _HOME = {
     "UnusableFileError": "files",
     "beam_search": "generation.beam",
     "complete": "generation.complete",
+    "complete_word": "generation.words",
     "generate": "generation.generate",
     "generate_batch": "generation.generate",
     "generate_samples": "generation.generate",

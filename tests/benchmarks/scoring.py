@@ -1,7 +1,7 @@
 """Many short texts scored together against one at a time: python tests/benchmarks/scoring.py BUNDLE TEXT
 
 The texts are lines of TEXT, and 100-best lists made of lines by changing a few words in each copy. One at a
-time is either one call for a text, or one for a token. The sides take turns, and the best of the rounds
+time is either one call for a text, or one for a token. The sides alternate, and the best of the rounds
 counts: what else the machine does can only make a side slower.
 """
 
@@ -26,7 +26,7 @@ from lm_runtime.softmax import log_softmax_at
 
 _BEST = 100
 _SAMPLE = 16
-"""Of so many texts, one is scored where they are scored one at a time."""
+"""Where texts are scored one at a time, one in this number is."""
 
 
 def nbest(lines: Sequence[str], lists: int, generator: random.Random) -> list[str]:

@@ -177,7 +177,7 @@ def serve(arguments: argparse.Namespace) -> None:
 
 
 def take_turns(arguments: argparse.Namespace) -> dict[str, list[float]]:
-    """Have all sides take turns for so long: the seconds a step of each turn, by the sides' names."""
+    """Run all sides alternately for a time: the seconds a step of each turn, by side."""
     times: dict[str, list[float]] = {side: [] for side in SIDES}
     with ExitStack() as stack:
         pipes = {}
