@@ -56,6 +56,8 @@ class Setting:
     """A bound that is itself too large."""
     repeatable: bool = False
     """Whether the option may stand several times, for a field that is no sequence of strings."""
+    escapes: bool = False
+    """Whether an option's text may have JSON's escapes."""
     name: str = ""
     """The field's name."""
     kind: type = object

@@ -24,6 +24,7 @@ import click
 
 from lm_runtime.commands import output
 from lm_runtime.commands.messages import note, one_line
+from lm_runtime.commands.options import GroupedCommand, option
 from lm_runtime.files import UnusableFileError
 
 __all__ = [
@@ -52,8 +53,11 @@ _OF_SYSTEM = re.compile("can't start new thread|Resource temporarily unavailable
 _OF_PROGRAM = re.compile("device-side assert|invalid argument|invalid configuration|misaligned")
 """What a device says of a program that is wrong."""
 
+WHERE_IT_RUNS = "Where it runs"
+"""The heading of the options that say where."""
 
-class Command(click.Command):
+
+class Command(GroupedCommand):
     """A command that ends in one line when it cannot do what was asked."""
 
     _interrupted = False
@@ -179,32 +183,37 @@ def _see_help(error: click.UsageError) -> str:
 
 def where_it_runs(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options of every command that opens a bundle."""
-    for option in (
-        click.option(
-            "--threads", type=click.IntRange(1, 1024), help="CPU threads.  [default: onnxruntime's choice]"
+    for decorate in (
+        option(
+            "--threads",
+            type=click.IntRange(1, 1024),
+            group=WHERE_IT_RUNS,
+            help="CPU threads.  [default: onnxruntime's choice]",
         ),
-        click.option(
+        option(
             "--provider",
+            group=WHERE_IT_RUNS,
             type=click.Choice(["auto", "cpu", "cuda"]),
             default="auto",
             show_default=True,
             help="Where it runs.",
         ),
     ):
-        function = option(function)
+        function = decorate(function)
     return function
 
 
 def which_graph(function: Callable[..., Any]) -> Callable[..., Any]:
     """The option of a command that runs one of the bundle's graphs."""
-    option = click.option(
+    decorate = option(
         "--precision",
+        group=WHERE_IT_RUNS,
         type=click.Choice(["fp32", "int8"]),
         default="fp32",
         show_default=True,
         help="Which graph.",
     )
-    return option(function)
+    return decorate(function)
 
 
 def file_size(size: float) -> str:
