@@ -20,16 +20,16 @@ from lm_export.graph import ExportError, check_size, make_step_graph
 from lm_export.quantize import layers_by_precision, quantize_int8
 from lm_runtime.bundle import (
     ARPA,
-    CONFIG,
+    CONFIG_FILE,
     GENERATION_CONFIG,
     MODEL_CARD,
     MODELS,
     TABLES,
     TOKENIZER,
     TOKENIZER_CONFIG,
-    TOKENS,
+    TOKENS_FILE,
     BundleConfig,
-    read_config,
+    read_bundle_config,
 )
 from lm_runtime.files import UnusableFileError
 from lm_runtime.folders import folder_beside, holds_something, replace_folder, restore_folder
@@ -167,7 +167,7 @@ def _write_texts(folder: Path, tokenizer: Tokenizer) -> None:
     }
     (folder / TOKENIZER).write_text(tokenizer.json_text, encoding="utf-8")
     (folder / TOKENIZER_CONFIG).write_text(json.dumps(names, indent=2) + "\n", encoding="utf-8")
-    (folder / TOKENS).write_text(
+    (folder / TOKENS_FILE).write_text(
         "".join(f"{token} {number}\n" for number, token in enumerate(tokenizer.tokens)), encoding="utf-8"
     )
     (folder / GENERATION_CONFIG).write_text(json.dumps(_DEFAULTS, indent=2) + "\n", encoding="utf-8")
@@ -178,11 +178,11 @@ def _write_config(folder: Path, config: BundleConfig) -> BundleConfig:
     names = sorted(
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
-        if path.is_file() and path.name != CONFIG
+        if path.is_file() and path.name != CONFIG_FILE
     )
     hashes = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
     config = dataclasses.replace(config, files=hashes)
-    (folder / CONFIG).write_text(config.to_json(), encoding="utf-8")
+    (folder / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
     return config
 
 
@@ -243,7 +243,7 @@ def check_out(out: Path, *, replace: bool) -> None:
             f"{out} holds something already: --force replaces a bundle, --out names another folder"
         )
     try:
-        own = {CONFIG, *read_config(out).files}
+        own = {CONFIG_FILE, *read_bundle_config(out).files}
     except UnusableFileError as error:
         raise ValueError(f"{error}; --force replaces only a bundle") from None
     for path in out.rglob("*"):

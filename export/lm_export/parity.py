@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lm_runtime.models.protocol import State, StepModel
 from lm_runtime.models.state import initial_state
-from lm_runtime.softmax import log_softmax_at
+from lm_runtime.scoring.score import id_log_probabilities
 
 TOLERANCE = 1e-4
 """The largest difference allowed in fp32. Rounding gave 1e-6 for logits of about 10; a wrong gate or a
@@ -120,10 +120,6 @@ def _greedy(model: StepModel) -> list[int]:
 
 def perplexity(model: StepModel, ids: NDArray[np.int64], call: int) -> float:
     """Perplexity of ``ids`` ``(tokens,)``, the state carried from zero, ``call`` tokens in one call."""
-    state = initial_state(model, 1)
-    total = 0.0
-    inputs = np.concatenate([[model.tokenizer.eos_id], ids[:-1]])
-    for start in range(0, ids.size, call):
-        logits, state = model.step(inputs[None, start : start + call], state)
-        total -= float(log_softmax_at(logits[0], ids[start : start + call]).sum(dtype=np.float64))
-    return float(np.exp(total / ids.size))
+    parts = id_log_probabilities(model, [ids], call=call)
+    total = sum(float(values.sum(dtype=np.float64)) for _, values in parts)
+    return float(np.exp(-total / ids.size))

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from lm_runtime.models.protocol import State
     from lm_runtime.models.state import initial_state
     from lm_runtime.sampling.params import SamplingParams
-    from lm_runtime.scoring.rescoring import Hypothesis, Rescored, read_hypotheses, rescore, score_texts
+    from lm_runtime.scoring.rescoring import Hypothesis, Rescored, read_hypotheses, rescore
     from lm_runtime.scoring.score import Score, score_file
+    from lm_runtime.scoring.texts import score_texts
 
 __all__ = [
     "BeamHypothesis",
@@ -84,7 +85,7 @@ _HOME = {
     "read_hypotheses": "scoring.rescoring",
     "rescore": "scoring.rescoring",
     "score_file": "scoring.score",
-    "score_texts": "scoring.rescoring",
+    "score_texts": "scoring.texts",
     "suggest": "generation.generate",
 }
 

@@ -60,7 +60,7 @@ class TokenFile:
         return dataclasses.asdict(self)
 
 
-def split_figures(loss: float, split: dict[str, Any]) -> dict[str, float]:
+def split_figures(loss: float, split: dict[str, Any]) -> dict[str, float | None]:
     """A split's loss (nats a token) in the units of :class:`lm_runtime.scoring.score.Score`.
 
     Args:
