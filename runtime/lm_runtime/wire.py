@@ -131,8 +131,21 @@ def completion_record(model: StepModel, completion: Completion) -> Record:
 
 
 def token_record(model: StepModel, token: int, log_probability: float) -> Record:
-    """A token and its log-probability as JSON has them."""
-    return {"token": model.tokenizer.tokens[token], "id": token, "logprob": log_probability}
+    """A token and its log-probability as JSON has them.
+
+    ``token`` is its text, with escapes for bytes that are part of a character, or its name where it stands
+    for no text; ``bytes`` is what it stands for in UTF-8, null where the tokenizer does not tell.
+    """
+    tokenizer = model.tokenizer
+    name, data = tokenizer.tokens[token], tokenizer.token_bytes[token]
+    if tokenizer.kind == "bpe" and token != tokenizer.eos_id:
+        name = data.decode("utf-8", "backslashreplace")
+    return {
+        "token": name,
+        "id": token,
+        "logprob": log_probability,
+        "bytes": None if tokenizer.kind == "other" else list(data),
+    }
 
 
 def hypothesis_record(hypothesis: BeamHypothesis) -> Record:

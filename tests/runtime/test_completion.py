@@ -15,8 +15,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import lm_runtime
 from conftest import FIXTURE, Invoke, one_line
@@ -26,7 +24,6 @@ from lm_runtime.generation.generate import generate_samples
 from lm_runtime.models.onnx import OnnxModel
 from lm_runtime.models.protocol import State
 from lm_runtime.sampling.params import SamplingParams
-from lm_runtime.wire import FIELDS, parse, request_of, to_line
 
 PROMPTS = ["the keeper", "", "Mara wrote a letter\nand", "the", "the keeper", "xyzzy"]
 
@@ -182,31 +179,6 @@ def test_a_bad_line_is_named_before_any_text(invoke: Invoke, tmp_path: Path, lin
     assert len(err) < 300
     invoke(lm_generate, FIXTURE, "--input", "in.jsonl", "--output", "out.jsonl")
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=8,
-)
-KEYS = st.sampled_from([*FIELDS, "id", "promt", "text"]) | st.text(max_size=5)
-
-
-@given(st.dictionaries(KEYS, JSON, max_size=4), st.booleans())
-@settings(max_examples=300, deadline=None)
-def test_whatever_a_line_holds_it_makes_a_request_that_comes_back_or_is_refused(
-    model: OnnxModel, record: dict[str, Any], prompted: bool
-) -> None:
-    """One of two things: a ValueError in a short line, or a record that can be written again."""
-    line = json.dumps(record | ({"prompt": "the"} if prompted else {}))
-    try:
-        read = parse(line)
-        request_of(read, model.tokenizer, SamplingParams())
-    except ValueError as error:
-        assert 0 < len(str(error)) < 300
-        assert "\n" not in str(error)
-    else:
-        assert json.loads(to_line(read)) == json.loads(line)
 
 
 def test_json_may_say_it_as_other_tools_do(invoke: Invoke, tmp_path: Path) -> None:

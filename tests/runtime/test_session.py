@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -132,7 +133,7 @@ def test_breaking_off_leaves_the_session_where_the_text_is(model: OnnxModel) -> 
 def damage_array(path: Path) -> None:
     with np.load(path) as archive:
         arrays = dict(archive)
-    np.savez(path, **{**arrays, "h": arrays["h"][..., :-1]})
+    np.savez(path, **{**arrays, "state_h": arrays["state_h"][..., :-1]})
 
 
 def damage_facts(path: Path) -> None:
@@ -174,7 +175,7 @@ def pickled(path: Path) -> None:
 
 def flip(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
-        info = archive.getinfo("h.npy")
+        info = archive.getinfo("state_h.npy")
     data = bytearray(path.read_bytes())
     data[info.header_offset + 200] ^= 1
     path.write_bytes(data)
@@ -191,6 +192,37 @@ def test_a_damaged_session_is_refused_in_one_line(tmp_path: Path, damage: Any) -
     with pytest.raises(UnusableFileError, match="not a session, or damaged") as error:
         Session.load(path, model)
     assert "\n" not in str(error.value)
+
+
+def as_of_version_2(path: Path) -> None:
+    """The same session as it was saved before: numbers of any length, and tensors by their bare names."""
+    with np.load(path) as archive:
+        arrays = {name.removeprefix("state_"): array for name, array in archive.items()}
+    facts = json.loads(arrays["facts"].tobytes())
+    numbers = {name: int(number) for name, number in facts["generator"]["state"].items()}
+    facts |= {"format_version": 2, "generator": {**facts["generator"], "state": numbers}}
+    np.savez(path, **{**arrays, "facts": np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)})
+
+
+def test_a_session_of_version_2_goes_on(model: OnnxModel, tmp_path: Path) -> None:
+    session = Session.start(model, "the keeper", seed=3)
+    session.save(tmp_path / "s.npz", model)
+    as_of_version_2(tmp_path / "s.npz")
+    again = Session.load(tmp_path / "s.npz", model)
+    assert go_on(model, again, 20) == go_on(model, session, 20)
+
+
+def test_no_number_of_a_saved_session_is_too_long_for_other_readers(model: OnnxModel, tmp_path: Path) -> None:
+    """JSON's numbers have 53 bits in JavaScript."""
+    Session.start(model, "the", seed=3).save(tmp_path / "s.npz", model)
+    with np.load(tmp_path / "s.npz") as archive:
+        text = archive["facts"].tobytes().decode()
+        assert set(archive) == {"facts", "history", *(f"state_{tensor.name}" for tensor in model.states)}
+    assert not re.search(r"[^\"0-9a-f][0-9]{16}", text)
+    generator = json.loads(text)["generator"]
+    assert {name: int(number) for name, number in generator["state"].items()} == (
+        np.random.default_rng([3, 0]).bit_generator.state["state"]
+    )
 
 
 def test_a_file_of_another_kind_is_refused_without_numpy_s_advice(invoke: Invoke, tmp_path: Path) -> None:
@@ -321,15 +353,17 @@ def test_what_an_archive_declares_takes_no_memory(tmp_path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    header = members["h.npy"][:128].replace(b"(2, 1, ", b"(9999, 9999, ").replace(b" " * 14 + b"\n", b"\n")
-    rewrite(path, {**members, "h.npy": header})
+    header = (
+        members["state_h.npy"][:128].replace(b"(2, 1, ", b"(9999, 9999, ").replace(b" " * 14 + b"\n", b"\n")
+    )
+    rewrite(path, {**members, "state_h.npy": header})
     with pytest.raises(UnusableFileError, match="h has"):
         Session.load(path, model)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in members.items():
             with archive.open(name, "w", force_zip64=True) as member:
                 member.write(content)
-                for _ in range(500 if name == "h.npy" else 0):
+                for _ in range(500 if name == "state_h.npy" else 0):
                     member.write(bytes(1 << 20))
     assert path.stat().st_size < 600_000
     with pytest.raises(UnusableFileError, match="compressed, or too large"):

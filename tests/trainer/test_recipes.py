@@ -16,7 +16,7 @@ from lm_trainer.command import main as lm_train
 from lm_trainer.families import FAMILIES
 from lm_trainer.presets import PRESETS
 from lm_trainer.run.checkpoint import load_checkpoint
-from lm_trainer.run.setup import pick_precision
+from lm_trainer.run.device import pick_precision
 from lm_trainer.training.loop import Trainer
 from small_runs import made_small
 

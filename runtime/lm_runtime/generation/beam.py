@@ -1,7 +1,7 @@
 """Beam search: the most probable continuations that a search of fixed width finds.
 
-Every step reads one token of each live beam in one call of the model. Knows nothing about sampling: the
-probabilities are the model's own.
+Every step reads one token of each live beam in one call of the model. The probabilities are the model's own:
+no temperature, filter or penalty applies.
 """
 
 from __future__ import annotations
@@ -62,13 +62,13 @@ def beam_search(
     that it has, is no better than the worst of them. Up to a ``length_penalty`` of 0 no later text could
     have been better; above, a longer text might have been, since its score is divided by more.
 
-    With one beam the text is the greedy one. More beams find a best text of a better score as a rule, but
-    not always.
+    With one beam the text is the greedy one. More beams usually find a text of a better score, but not
+    always.
 
     Args:
         model: from :func:`lm_runtime.load`.
         prompt: what the texts continue; a session stays as it is.
-        beams: how many live on at each step, and the most that are returned.
+        beams: the number that live on at each step, and the most that are returned.
         max_tokens: the most tokens of a text, ``<eos>`` included.
         length_penalty: above 0 it favours long texts, below 0 short ones.
         allow_unk: whether ``<unk>`` may come in a text.

@@ -296,7 +296,7 @@ class _Row:
         history = self.session.history
         for process in self._processors:
             logits = process(logits, history)
-        self._stuck = bool(logits.max() == -np.inf)
+        self._stuck = logits.item(logits.argmax()) == -np.inf
         if self._stuck:
             logits[self._eos_id] = 0  # something to choose, which is not taken
         return logits

@@ -24,10 +24,16 @@ from lm_runtime.sampling.history import WINDOW, History
 from lm_runtime.tokenizer import StreamDecoder
 
 _FORMAT = "steplm session"
-_FORMAT_VERSION = 2
+_FORMAT_VERSION = 3
+_OLDEST_VERSION = 2
+"""It had the generator's numbers as JSON numbers, and the state's tensors by their bare names."""
+_STATE = "state_"
+_LONG_NUMBERS = ("state", "inc")
+"""Of the generator, with 128 bits: as texts, since most readers of JSON keep 53 bits of a number."""
 _FACTS = "facts"
 _HISTORY = "history"
 _LARGEST_FACTS = 1 << 20
+_MOST_DIGITS = 40
 
 
 @dataclass
@@ -158,7 +164,8 @@ class Session:
         """Write the session to ``path``, atomically.
 
         Args:
-            path: an ``.npz`` file of the state's tensors and one JSON text; nothing in it is ever executed.
+            path: an ``.npz`` file of the state's tensors and one JSON text (FORMAT.md). Nothing in it is ever
+                executed.
             model: the one that made it.
         """
         self.require_rest()
@@ -167,7 +174,7 @@ class Session:
             "format_version": _FORMAT_VERSION,
             "model": model.identity,
             "token": self.token,
-            "generator": self.generator.bit_generator.state,
+            "generator": _to_json(self.generator),
             "decoder": self.decoder.to_dict(),
             "held": self.stops.held,
             "position": self.position,
@@ -179,7 +186,8 @@ class Session:
             )
         arrays: dict[str, Any] = {_FACTS: np.frombuffer(text, dtype=np.uint8)}
         arrays[_HISTORY] = np.array(self.history.tokens, dtype=np.int32)
-        arrays |= {tensor.name: array for tensor, array in zip(model.states, self.state, strict=True)}
+        for tensor, array in zip(model.states, self.state, strict=True):
+            arrays[_STATE + tensor.name] = array
         with write_whole(Path(path)) as file:
             np.savez(file, **arrays)
 
@@ -199,9 +207,11 @@ class Session:
             facts = json.loads(read_arrays(file, {_FACTS: _LARGEST_FACTS})[_FACTS].tobytes())
             _check(path, facts, model)
             zeros = initial_state(model, 1)
-            sizes = {tensor.name: array.nbytes for tensor, array in zip(model.states, zeros, strict=True)}
+            prefix = _STATE if facts["format_version"] > _OLDEST_VERSION else ""
+            names = [prefix + tensor.name for tensor in model.states]
+            sizes = {name: array.nbytes for name, array in zip(names, zeros, strict=True)}
             arrays = read_arrays(file, {_HISTORY: WINDOW * np.int32().nbytes, **sizes})
-            state = tuple(arrays[tensor.name] for tensor in model.states)
+            state = tuple(arrays[name] for name in names)
             check_state(model, state)
             history = arrays[_HISTORY]
             if history.ndim != 1 or history.dtype != np.int32:
@@ -212,7 +222,7 @@ class Session:
             return cls(
                 state=state,
                 token=facts["token"],
-                generator=_generator(facts["generator"]),
+                generator=_generator(facts["generator"], facts["format_version"]),
                 decoder=StreamDecoder.from_dict(model.tokenizer, facts["decoder"]),
                 stops=StopScanner(facts["held"]),
                 history=History(tokens),
@@ -242,12 +252,21 @@ def _check_values(facts: dict[str, Any], state: State, history: list[int], vocab
         raise ValueError("what is held back is no text")
 
 
-def _generator(state: dict[str, Any]) -> np.random.Generator:
+def _to_json(generator: np.random.Generator) -> dict[str, Any]:
+    """What a session's file says of its generator."""
+    state = dict(generator.bit_generator.state)
+    return {**state, "state": {name: str(state["state"][name]) for name in _LONG_NUMBERS}}
+
+
+def _generator(saved: dict[str, Any], version: int) -> np.random.Generator:
     """The generator that was saved, whose numbers numpy takes as they are."""
     generator = np.random.default_rng()
-    kind, numbers = generator.bit_generator.state["bit_generator"], state["state"]
+    kind, numbers = generator.bit_generator.state["bit_generator"], saved["state"]
+    if version > _OLDEST_VERSION:
+        numbers = {name: _parse_digits(numbers[name]) for name in _LONG_NUMBERS}
+    state = {**saved, "state": numbers}
     within = (
-        all(type(numbers[name]) is int and 0 <= numbers[name] < 1 << 128 for name in ("state", "inc"))
+        all(type(numbers[name]) is int and 0 <= numbers[name] < 1 << 128 for name in _LONG_NUMBERS)
         and type(state["has_uint32"]) is int
         and type(state["uinteger"]) is int
         and 0 <= state["has_uint32"] <= 1
@@ -259,13 +278,20 @@ def _generator(state: dict[str, Any]) -> np.random.Generator:
     return generator
 
 
+def _parse_digits(text: object) -> int:
+    if not (isinstance(text, str) and len(text) < _MOST_DIGITS and text.isascii() and text.isdigit()):
+        raise ValueError("a number of the generator is no text of digits")
+    return int(text)
+
+
 def _check(path: Path, facts: dict[str, Any], model: StepModel) -> None:
     if facts["format"] != _FORMAT:
         raise ValueError("of another format")
-    if facts["format_version"] != _FORMAT_VERSION:
+    version = facts["format_version"]
+    if type(version) is not int or not _OLDEST_VERSION <= version <= _FORMAT_VERSION:
         raise UnusableFileError(
             path,
-            f"session format {facts['format_version']}, where this version of steplm reads {_FORMAT_VERSION}",
+            f"session format {version}, and this version reads {_OLDEST_VERSION} and {_FORMAT_VERSION}",
         )
     if facts["model"] != model.identity:
         raise UnusableFileError(path, "saved with another model's bundle, or another precision of this one")

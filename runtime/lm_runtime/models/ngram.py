@@ -123,7 +123,7 @@ class NgramModel:
 
     def step(self, token: NDArray[np.int64], state: State) -> tuple[NDArray[np.float32], State]:
         """As :meth:`lm_runtime.models.protocol.StepModel.step`."""
-        check_input(self, token, state)
+        self._check(token, state)
         (context,) = state
         logits = np.empty((*token.shape, self.tables.vocab_size), dtype=np.float32)
         for row, ids, before in zip(logits, token.tolist(), context.tolist(), strict=True):
@@ -135,13 +135,27 @@ class NgramModel:
 
     def advance(self, token: NDArray[np.int64], state: State) -> State:
         """As :meth:`lm_runtime.models.protocol.StepModel.advance`."""
-        check_input(self, token, state)
+        self._check(token, state)
         return _shift(token, state)
 
     def stepper(self, state: State) -> NgramStepper:
         """As :meth:`lm_runtime.models.protocol.StepModel.stepper`."""
         batch_of(self.states, state)
+        self._check_context(state)
         return NgramStepper(self._trie, state)
+
+    def _check(self, token: NDArray[np.int64], state: State) -> None:
+        check_input(self, token, state)
+        self._check_context(state)
+
+    def _check_context(self, state: State) -> None:
+        """Check the numbers of a state.
+
+        Raises:
+            ValueError: one is none of the vocabulary.
+        """
+        if state[0].size and state[0].view(np.uint64).max() > self.tables.vocab_size:
+            raise ValueError(f"a number of the context is not from 0 to {self.tables.vocab_size}")
 
     @property
     def identity(self) -> str:

@@ -52,7 +52,8 @@ def processors_of(params: SamplingParams, tokenizer: Tokenizer) -> list[Processo
     if (chain or banned) and tokenizer.unk_id is not None and not params.allow_unk:
         banned.append(tokenizer.unk_id)  # the sampler never draws it; here it must not seem to be left
     if banned:
-        chain.append(lambda logits, _: ban_tokens(logits, banned))
+        alone = np.array(banned)
+        chain.append(lambda logits, _: ban_tokens(logits, alone))
     return chain
 
 
@@ -110,7 +111,7 @@ def spellings(texts: Iterable[str], tokenizer: Tokenizer) -> list[tuple[int, ...
     return list(sequences)
 
 
-def ban_tokens(logits: Logits, ids: Sequence[int]) -> Logits:
+def ban_tokens(logits: Logits, ids: NDArray[np.int64]) -> Logits:
     """Rule out the tokens ``ids``."""
     result = logits.copy()
     result[ids] = _NEVER
