@@ -68,6 +68,27 @@ def test_the_trainer_does_not_know_the_exporter() -> None:
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("lm_trainer.config", ("torch", "onnxruntime", "numpy", "tokenizers")),
+        ("lm_trainer.families", ("torch", "onnxruntime", "numpy", "tokenizers")),
+        ("lm_trainer.run.folder", ("torch", "onnxruntime", "numpy", "tokenizers")),
+        ("lm_trainer.reports.metrics", ("torch", "onnxruntime", "matplotlib", "tokenizers")),
+        ("lm_trainer.reports.pictures", ("torch", "onnxruntime", "matplotlib")),
+        ("lm_trainer.reports.summary", ("onnxruntime", "matplotlib", "tensorboard")),
+        ("lm_trainer.run.checkpoint", ("onnxruntime", "matplotlib")),
+        ("lm_trainer.networks.recurrent", ("onnxruntime", "matplotlib")),
+        ("lm_trainer.ngram.family", ("onnxruntime", "matplotlib")),
+        ("lm_trainer.corpora.corpus", ("torch", "onnxruntime", "pooch")),
+        ("lm_runtime.scoring.score", ("torch", "onnxruntime")),
+    ],
+)
+def test_a_module_loads_no_more_than_it_needs(module: str, absent: tuple[str, ...]) -> None:
+    result = python(f"import {module}; print(*sorted(set(sys.modules) & set({absent})))")
+    assert (result.returncode, result.stdout) == (0, "\n"), result.stderr
+
+
 COMMANDS = [
     "lm_trainer.command",
     "lm_export.command",
