@@ -34,7 +34,14 @@ from conftest import ROOT, TINY
 _SHORT = {"lm-train": ["--sample-tokens", "5", "--epochs", "1"], "lm-bench": ["--tokens", "10"]}
 """Options with which commands take seconds; the example's own come later and stand."""
 _BINARIES = Path(sys.executable).parent
-_COMMANDS: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+_COMMANDS = {
+    "lm-train": "lm_trainer.command",
+    "lm-export": "lm_export.command",
+    "lm-generate": "lm_runtime.commands.generate",
+    "lm-score": "lm_runtime.commands.score",
+    "lm-bench": "lm_runtime.commands.bench",
+}
+"""The module of each command."""
 _PAGES = [
     *[path for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md") if path.exists()],
     *sorted(path for path in ROOT.glob("*/README.md") if path.parent.name != "tests"),
@@ -67,8 +74,7 @@ class Example:
 
 
 def command_of(name: str) -> click.Command:
-    module, _, attribute = _COMMANDS[name].partition(":")
-    found: click.Command = getattr(importlib.import_module(module), attribute)
+    found: click.Command = importlib.import_module(_COMMANDS[name]).main
     return found
 
 
@@ -115,6 +121,11 @@ def distinct() -> list[Example]:
 
 
 EXAMPLES = distinct()
+
+
+def test_no_command_is_forgotten() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert _COMMANDS.keys() == scripts.keys()
 
 
 def call(name: str, *arguments: str, cwd: Path) -> int:

@@ -13,7 +13,7 @@ import torch
 
 from conftest import COUNTED, FIXTURE, SMALL, TINY, Invoke, family_options, one_line, run_command, tree
 from lm_export.command import main as lm_export
-from lm_runtime.files import folder_beside, held
+from lm_runtime.folders import folder_beside, held
 from lm_trainer.command import main as lm_train
 from lm_trainer.families import FAMILIES
 from lm_trainer.ngram import training as ngram_training
@@ -206,7 +206,7 @@ def test_an_ngram_run_that_was_broken_off_goes_on_and_is_not_exported_before(
     assert invoke(lm_train, *options, "--resume")[0] == 0
     before = (tmp_path / "run/best.pt").read_bytes()
     assert invoke(lm_train, *options[:-1], "whole")[0] == 0
-    tables = [load_checkpoint(tmp_path / run)["model"]["tables"] for run in ("run", "whole")]
+    tables = [load_checkpoint(tmp_path / run).weights["tables"] for run in ("run", "whole")]
     assert torch.equal(*tables)
     code, _, err = invoke(lm_train, *options, "--resume")
     assert code == 0
@@ -378,7 +378,7 @@ def test_two_processes_do_not_set_up_one_folder(invoke: Invoke, tmp_path: Path) 
         (partial / "theirs").write_text("")
         code, _, err = invoke(lm_train, TINY, *SMALL, "--out", "run")
         assert code == 2
-        assert one_line(err).endswith(".run.partial: another process is at work in it")
+        assert one_line(err).endswith(f"{partial.name}: another process is at work in it")
         assert (partial / "theirs").exists()
     assert invoke(lm_train, TINY, *SMALL, "--epochs", 1, "--out", "run")[0] == 0
 
@@ -490,8 +490,11 @@ def test_what_the_machine_is_at_fault_for_is_one_line_and_no_damage(
     def fail(*_: object) -> None:
         raise RuntimeError(error)
 
+    options = [TINY, *SMALL, "--out", "run"]
+    if where == "resume":
+        assert invoke(lm_train, *options, "--epochs", 1)[0] == 0
     monkeypatch.setattr(Trainer, where, fail)
-    code, _, err = invoke(lm_train, TINY, *SMALL, "--epochs", 1, "--out", "run")
+    code, _, err = invoke(lm_train, *options, "--epochs", 2, *(["--resume"] if where == "resume" else []))
     assert (code, one_line(err)) == (1, f"lm-train: {message}")
 
 

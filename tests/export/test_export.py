@@ -18,9 +18,11 @@ from conftest import SMALL, TINY, Invoke, run_command
 from lm_export import bundle_writer, parity
 from lm_export import quantize as quantize_module
 from lm_export.command import main
+from lm_export.errors import ExportError
 from lm_export.forms.recurrent import RecurrentStep
-from lm_export.graph import NEWEST_OPSET, OLDEST_OPSET, ExportError, make_step_graph
-from lm_export.quantize import layers_by_precision, quantize_int8
+from lm_export.forms.registry import form_of
+from lm_export.graph import NEWEST_OPSET, OLDEST_OPSET, make_step_graph
+from lm_export.quantize import quantize_int8
 from lm_runtime.bundle import LOGITS_FROM, BundleConfig
 from lm_runtime.generation.generate import generate_samples
 from lm_runtime.sampling.params import SamplingParams
@@ -290,9 +292,7 @@ def test_a_proof_that_fails_writes_no_bundle(
     monkeypatch.setattr(
         bundle_writer,
         "make_step_graph",
-        lambda model, config: trace(
-            wrong_gates(restore_model(small_run, load_checkpoint(small_run))[0]), config
-        ),
+        lambda model, config: trace(wrong_gates(restore_model(load_checkpoint(small_run))[0]), config),
     )
     code, out, err = invoke(main, small_run, "--out", "bundle")
     assert (code, out) == (1, "")
@@ -301,9 +301,9 @@ def test_a_proof_that_fails_writes_no_bundle(
 
 
 def test_a_state_that_is_not_carried_fails_the_proof(family_run: Path, family_bundle: Path) -> None:
-    model, tokenizer = restore_model(family_run, load_checkpoint(family_run))
+    model, tokenizer = restore_model(load_checkpoint(family_run))
     exported = lm_runtime.load(family_bundle)
-    held_out = load_checkpoint(family_run)["held_out"].numpy()
+    held_out = load_checkpoint(family_run).facts.held_out.numpy()
     reference = step_model(model, tokenizer)
     assert parity.compare(reference, exported, held_out).holds
 
@@ -325,25 +325,36 @@ def test_one_other_integer_in_a_state_fails_the_proof() -> None:
 
 
 def test_nan_fails_the_proof(small_run: Path, small_bundle: Path) -> None:
-    model, tokenizer = restore_model(small_run, load_checkpoint(small_run))
+    model, tokenizer = restore_model(load_checkpoint(small_run))
     with torch.no_grad():
         model.head.bias[3] = float("nan")
-    held_out = load_checkpoint(small_run)["held_out"].numpy()
+    held_out = load_checkpoint(small_run).facts.held_out.numpy()
     assert not parity.compare(TorchStepModel(model, tokenizer), lm_runtime.load(small_bundle), held_out).holds
 
 
 def test_int8_that_costs_too_much_writes_no_bundle(
     invoke: Invoke, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bundle_writer, "LARGEST_INT8_COST", -1.0)
+    monkeypatch.setattr("lm_export.int8_cost.LARGEST_COST", -1.0)
     code, _, err = invoke(main, small_run, "--out", "bundle", "--quantize", "int8")
     assert code == 1
     assert "more than -100%; no bundle was written" in err.splitlines()[-1]
     assert list(tmp_path.iterdir()) == []
 
 
+def test_int8_that_could_saturate_writes_no_bundle(
+    invoke: Invoke, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The quantizer's own scales: what a processor with VNNI measures says nothing about one without."""
+    monkeypatch.setattr(quantize_module, "_scale_anew", lambda graph, quantized: None)
+    code, _, err = invoke(main, small_run, "--out", "bundle", "--quantize", "int8")
+    assert code == 1
+    assert "their products could saturate on a processor without VNNI" in err.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_torch_and_the_bundle_sample_the_same_ids_and_text(family_run: Path, family_bundle: Path) -> None:
-    model, tokenizer = restore_model(family_run, load_checkpoint(family_run))
+    model, tokenizer = restore_model(load_checkpoint(family_run))
     params = SamplingParams(max_tokens=150, temperature=0.9, top_p=0.95)
     texts = [
         list(generate_samples(candidate, "Mara wrote", params, seed=9, indices=(0, 1, 2)))
@@ -383,6 +394,7 @@ def test_a_bundle_and_its_card_name_the_family(family_bundle: Path) -> None:
     assert FAMILIES[config.model_type].description in card
     if config.model_type != "ngram":
         assert f"In int8: {', '.join(config.quantization['layers']['int8'])}" in card
+        assert "processors with VNNI and without compute the same" in card
     assert (config.model_type == "window") == (config.window == 5)
     assert (config.model_type == "ngram") == (config.order == 5) == (config.opset == 0)
     assert (names == "context") == (config.model_type in ("window", "ngram"))
@@ -404,7 +416,7 @@ def test_the_other_tokenizers_go_the_whole_way(tmp_path: Path, tokenizer: str) -
 
 def test_the_newest_checkpoint_of_an_unfinished_run_is_exported_too(small_run: Path, tmp_path: Path) -> None:
     """In the middle of an epoch there is no figure for its weights, and the card says so."""
-    content = load_checkpoint(small_run / "last.pt")
+    content = torch.load(small_run / "last.pt", weights_only=True)
     content["progress"]["window"] = 7
     torch.save(content, tmp_path / "early.pt")
     run_command("lm-export", "early.pt", "--out", "bundle", cwd=tmp_path)
@@ -461,7 +473,7 @@ def test_a_projection_is_in_the_graph_and_in_int8(
     assert largest_difference(model, graph) < 1e-5
     quantized = quantize_int8(graph)
     assert [node.op_type for node in quantized.graph.node].count("MatMulInteger") == 2
-    assert "projection" in layers_by_precision(measures)["int8"]
+    assert "projection" in form_of(family).layers(config)["int8"]
     session = ort.InferenceSession(quantized.SerializeToString())
     feeds = {name: np.zeros((2, 1, 56), np.float32) for name in ("h", "c") if name in shapes(graph)}
     token = np.array([[5, 7]])

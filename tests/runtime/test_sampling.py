@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+import lm_runtime
+from conftest import FIXTURE
 from lm_runtime.sampling.filters import FILTERS, Filter, keep_min_p, keep_top_k, keep_top_p, keep_typical
 from lm_runtime.sampling.history import WINDOW, History
 from lm_runtime.sampling.params import SamplingParams
@@ -25,6 +28,7 @@ from lm_runtime.sampling.processors import (
     processors_of,
 )
 from lm_runtime.sampling.sampler import NotFiniteError, Sampler, draw
+from lm_runtime.settings import settings_of
 from lm_runtime.softmax import log_softmax
 
 BORDER = 1e-5
@@ -441,3 +445,41 @@ def test_a_top_k_above_the_vocabulary_is_cut(params: SamplingParams) -> None:
 def test_values_out_of_range_are_refused_with_the_bound(field: str, value: Any, bound: str) -> None:
     with pytest.raises(ValueError, match=bound):
         SamplingParams(**{field: value})
+
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.just(object()),
+    lambda inner: (
+        st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.integers() | st.text(), inner)
+    ),
+    max_leaves=5,
+)
+
+
+@given(st.sampled_from(list(settings_of(SamplingParams))), JUNK)
+@settings(max_examples=500)
+def test_whatever_a_field_is_given_it_is_kept_or_refused_by_name(field: str, value: Any) -> None:
+    try:
+        params = SamplingParams(**{field: value})
+    except ValueError as error:
+        assert field in str(error)
+        assert len(str(error)) < 300
+    else:
+        assert params == replace(params)
+        hash(params)
+
+
+@pytest.mark.parametrize("name", ["k", "beams", "max_tokens", "length_penalty", "max_batch", "seed"])
+@pytest.mark.parametrize("value", ["5", None, True, [3], math.nan])
+def test_arguments_of_another_type_are_refused_as_fields_are(name: str, value: Any) -> None:
+    model = lm_runtime.load(FIXTURE, provider="cpu")
+    calls: dict[str, Callable[[], object]] = {
+        "k": lambda: lm_runtime.suggest(model, "the", value),
+        "beams": lambda: lm_runtime.beam_search(model, beams=value),
+        "max_tokens": lambda: lm_runtime.beam_search(model, max_tokens=value),
+        "length_penalty": lambda: lm_runtime.beam_search(model, length_penalty=value),
+        "max_batch": lambda: lm_runtime.Engine(model, max_batch=value),
+        "seed": lambda: lm_runtime.Request("the", seed=value),
+    }
+    with pytest.raises(ValueError, match=rf"{name} must be (a whole number|a number|from -10 to 10), got "):
+        calls[name]()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 
-from lm_runtime.commands.options import GroupedCommand, option, settings_options
+from lm_runtime.commands.options import GroupedCommand, option, settings_options, unescape
 from lm_runtime.settings import check, check_number, setting, settings_of, short
 
 
@@ -77,9 +80,10 @@ def test_a_long_value_is_cut() -> None:
 
 
 @click.command(cls=GroupedCommand)
+@click.argument("tin", default="round")
 @option("--verbose", is_flag=True, group="Oven", help="Say more.")
 @settings_options(Recipe, defaults=lambda entry: "" if entry.default is None else "the cook's")
-def bake(verbose: bool, **given: Any) -> None:
+def bake(tin: str, verbose: bool, **given: Any) -> None:
     """Bake."""
     click.echo(repr({name: given[name] for name in sorted(given) if given[name] not in (None, ())}))
 
@@ -87,12 +91,13 @@ def bake(verbose: bool, **given: Any) -> None:
 def test_every_setting_is_an_option_under_its_heading() -> None:
     text = CliRunner().invoke(bake, ["--help"]).output
     headings = [line for line in text.splitlines() if line and not line.startswith(" ")]
-    assert headings == ["Usage: bake [OPTIONS]", "Oven:", "Dough:", "Options:"]
+    assert headings == ["Usage: bake [OPTIONS] [TIN]", "Oven:", "Dough:", "Options:"]
     assert "How many eggs.  [from 1 to 12; default: the cook's]" in " ".join(text.split()).replace(
         "eggs. [", "eggs.  ["
     )
     assert "--leavened / --no-leavened" in text
     assert "What goes on it. Repeatable." in text
+    assert "[TIN]" not in text.split("Oven:")[1]
 
 
 def test_options_arrive_by_the_fields_names() -> None:
@@ -100,3 +105,31 @@ def test_options_arrive_by_the_fields_names() -> None:
     result = CliRunner().invoke(bake, arguments)
     assert result.output == "{'eggs': 3, 'grain': 'oat', 'leavened': False, 'toppings': ('a', 'b')}\n"
     assert CliRunner().invoke(bake, []).output == "{}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "meaning"),
+    [
+        (r"\nabla", "\n" + "abla"),
+        (r"\\nabla", r"\nabla"),
+        (r"\\\n", "\\\n"),
+        (r"a\tb\"\/", 'a\tb"/'),
+        (r"\u00e9\ud83d\ude42", "é🙂"),
+        ("plain é🙂", "plain é🙂"),
+        ("", ""),
+    ],
+)
+def test_escapes_are_json_s(text: str, meaning: str) -> None:
+    assert unescape(text) == meaning
+
+
+@given(st.text())
+def test_whatever_json_writes_is_read(text: str) -> None:
+    assert unescape(json.dumps(text)[1:-1]) == text
+    assert unescape(text.replace("\\", "\\\\")) == text
+
+
+@pytest.mark.parametrize("text", [r"\d", "\\", r"\x41", r"\u12", r"\ud83d", r"\ude42\ud83d", "\\\n"])
+def test_what_is_no_escape_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"is no escape; a backslash is written \\\\|half a surrogate pair"):
+        unescape(text)

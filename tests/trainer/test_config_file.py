@@ -38,9 +38,9 @@ def test_what_is_written_is_read_back(
 def test_the_file_that_a_run_wrote_repeats_it(invoke: Invoke, tmp_path: Path, family_run: Path) -> None:
     assert invoke(lm_train, "--config", family_run / "config.toml", "--out", "other")[0] == 0
     first, again = (load_checkpoint(run / "best.pt") for run in (family_run, tmp_path / "other"))
-    assert first["model"].keys() == again["model"].keys()
-    for name, tensor in first["model"].items():
-        assert torch.equal(tensor, again["model"][name]), name
+    assert first.weights.keys() == again.weights.keys()
+    for name, tensor in first.weights.items():
+        assert torch.equal(tensor, again.weights[name]), name
     assert (tmp_path / "other/config.toml").read_text() == (family_run / "config.toml").read_text()
 
 
@@ -67,7 +67,7 @@ def test_the_call_comes_before_the_file_and_the_file_before_the_preset(
     found = read_settings(tmp_path / "here/config.toml")
     wanted = {"corpus": str(TINY), "lr": 0.25, "layers": 1, "hidden_size": 32, "epochs": 1, "clip_norm": 0.5}
     assert {name: found[name] for name in wanted} == wanted
-    assert len(load_checkpoint(tmp_path / "here/last.pt")["hidden"][0]) == 1
+    assert len(load_checkpoint(tmp_path / "here/last.pt").snapshot.descent.hidden[0]) == 1
 
 
 @pytest.mark.parametrize(
@@ -129,8 +129,8 @@ def test_resuming_takes_the_file_as_given(invoke: Invoke, tmp_path: Path, small_
     assert read_settings(tmp_path / "run/config.toml") == {**before, "epochs": 4}
     assert invoke(lm_train, "--out", "run", "--resume", "--patience", 9)[0] == 0  # of a complete run
     assert read_settings(tmp_path / "run/config.toml") == {**before, "epochs": 4, "patience": 9}
-    recipe = load_checkpoint(tmp_path / "run/last.pt")["training_config"]
-    assert (recipe["epochs"], recipe["patience"]) == (4, 9)
+    recipe = load_checkpoint(tmp_path / "run/last.pt").training_config
+    assert (recipe.epochs, recipe.patience) == (4, 9)
 
 
 def test_a_run_that_stopped_early_has_its_length_where_that_is_given(invoke: Invoke, tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_an_epoch_that_has_begun_cannot_be_left_out(
 
     def interrupt(self: Trainer) -> torch.Tensor:
         loss = step(self)
-        self._stop = (self.progress.epoch, self.progress.window) == (1, 2)
+        self._signals.stop = (self.progress.epoch, self.progress.window) == (1, 2)
         return loss
 
     with monkeypatch.context() as patch:
@@ -173,7 +173,7 @@ def test_an_epoch_that_has_begun_cannot_be_left_out(
     code, _, err = invoke(lm_train, "--out", "run", "--resume", "--epochs", 1)
     assert (code, one_line(err)) == (2, "lm-train: 2 epochs are trained or begun, which cannot become 1")
     assert invoke(lm_train, "--out", "run", "--resume", "--epochs", 2)[0] == 0
-    assert load_checkpoint(tmp_path / "run/last.pt")["progress"]["epoch"] == 2
+    assert load_checkpoint(tmp_path / "run/last.pt").progress.epoch == 2
 
 
 def test_a_run_is_repeated_from_another_folder(
@@ -186,7 +186,7 @@ def test_a_run_is_repeated_from_another_folder(
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert invoke(lm_train, "--config", "../run/config.toml", "--out", "run")[0] == 0
-    weights, again = (load_checkpoint(path / "last.pt")["model"] for path in (tmp_path / "run", Path("run")))
+    weights, again = (load_checkpoint(path / "last.pt").weights for path in (tmp_path / "run", Path("run")))
     assert all(torch.equal(weights[name], again[name]) for name in weights)
 
 
@@ -197,4 +197,4 @@ def test_a_given_tokenizer_is_in_the_file_without_limits_of_its_own(
     assert invoke(lm_train, TINY, *given_, "--out", "run")[0] == 0
     assert invoke(lm_train, "--config", "run/config.toml", "--out", "other")[0] == 0
     first, again = (load_checkpoint(tmp_path / name / "last.pt") for name in ("run", "other"))
-    assert all(torch.equal(tensor, again["model"][name]) for name, tensor in first["model"].items())
+    assert all(torch.equal(tensor, again.weights[name]) for name, tensor in first.weights.items())

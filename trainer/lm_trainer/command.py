@@ -150,9 +150,11 @@ def _conclude(summary: dict[str, Any], best: Path) -> None:
     baselines = ", ".join(f"{name} {value:,.1f}" for name, value in summary["baselines"].items())
     for split in ("valid", "test"):
         if figures := summary.get(split):
+            a_word = figures["perplexity_per_word"]  # None for a text without word breaks
+            words = "" if a_word is None else f"{a_word:.1f} a word, "
             note(
                 f"{split} perplexity {figures['perplexity']:.2f} a token "
-                f"({figures['perplexity_per_word']:.1f} a word, {figures['bits_per_byte']:.3f} bits a byte)"
+                f"({words}{figures['bits_per_byte']:.3f} bits a byte)"
                 + (f"; against {baselines}" if split == "valid" else "")
             )
     early = " (stopped early: validation no longer improved)" if summary.get("stopped_early") else ""

@@ -5,6 +5,7 @@ Knows nothing about what any option means.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from lm_runtime.settings import Setting, settings_of
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _OTHERS = "Options"
+_ESCAPES = dict(zip('nrtbf"/\\', '\n\r\t\b\f"/\\', strict=True))
 _TYPES: dict[type, Any] = {int: click.INT, float: click.FLOAT, bool: click.BOOL}
 
 
@@ -29,6 +31,23 @@ class Option(click.Option):
         super().__init__(*args, **kwargs)
         self.group = group
 
+
+class EscapedText(click.ParamType):  # type: ignore[type-arg]
+    """Text in which a backslash begins an escape, by the rules of JSON."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The text with its escapes resolved."""
+        try:
+            return unescape(value)
+        except ValueError as error:
+            if isinstance(error, UnicodeEncodeError):
+                raise
+            self.fail(str(error), param, ctx)
+
+
+ESCAPED_TEXT = EscapedText()
 
 option = partial(click.option, cls=Option)
 """As ``click.option``, with a ``group``."""
@@ -57,6 +76,8 @@ class GroupedCommand(click.Command):
         """Write every group under its heading; options without one come last."""
         groups: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
+            if isinstance(parameter, click.Argument):
+                continue
             if record := parameter.get_help_record(ctx):
                 groups.setdefault(getattr(parameter, "group", _OTHERS), []).append(record)
         if _OTHERS in groups:
@@ -64,6 +85,30 @@ class GroupedCommand(click.Command):
         for name, records in groups.items():
             with formatter.section(name):
                 formatter.write_dl(records)
+
+
+def unescape(text: str) -> str:
+    r"""Resolve JSON's escapes: ``\n``, ``\t``, ``\\``, ``\"``, ``\u00e9`` and the like.
+
+    Raises:
+        ValueError: a backslash begins no escape, or half a surrogate pair is escaped.
+    """
+    text.encode()  # refuses what is no text at all
+
+    def character(escape: re.Match[str]) -> str:
+        name = escape[1]
+        if len(name) == 5:
+            return chr(int(name[1:], 16))
+        if name not in _ESCAPES:
+            raise ValueError(f"\\{name} is no escape; a backslash is written \\\\")
+        return _ESCAPES[name]
+
+    found = re.sub(r"\\(u[0-9a-fA-F]{4}|.?)", character, text, flags=re.DOTALL)
+    # Pairs of surrogates, as JSON writes characters above U+FFFF, become one character.
+    try:
+        return found.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        raise ValueError("half a surrogate pair is escaped") from None
 
 
 def option_of(entry: Setting, *, default: str = "") -> Option:
@@ -106,10 +151,16 @@ def _arguments(entry: Setting, default: str) -> tuple[list[str], dict[str, Any]]
     multiple = entry.repeatable or entry.kind is tuple
     notes = "; ".join(filter(None, (entry.bounds, default and f"default: {default}")))
     return [f"{name}/--no-{entry.option}" if entry.kind is bool else name, entry.name], {
-        "type": _Choice(entry.choices) if entry.choices else _TYPES.get(entry.kind, click.STRING),
+        "type": _type_of(entry),
         "default": None,
         "multiple": multiple,
         "metavar": entry.metavar,
         "help": entry.help + " Repeatable." * multiple + (f"  [{notes}]" if notes else ""),
         "group": entry.group,
     }
+
+
+def _type_of(entry: Setting) -> Any:
+    if entry.choices:
+        return _Choice(entry.choices)
+    return ESCAPED_TEXT if entry.escapes else _TYPES.get(entry.kind, click.STRING)

@@ -83,7 +83,7 @@ class Engine:
         self._groups: list[_Group] = []
         self._stepper: Stepper | None = None  # None: the sessions hold their states themselves
         self._lock = RLock()  # of all that is above
-        self._stepping = RLock()  # who steps
+        self._stepping = False
 
     def __len__(self) -> int:
         """How many sessions run or wait."""
@@ -138,13 +138,14 @@ class Engine:
                 token; the others are where they were, and the next step goes on with them.
             RuntimeError: another thread is stepping.
         """
-        if not self._stepping.acquire(blocking=False):
+        if self._stepping:
             raise RuntimeError("another thread is stepping this engine; the others may add and cancel")
-        try:
-            with self._lock:
+        with self._lock:
+            try:
+                self._stepping = True
                 return self._step()
-        finally:
-            self._stepping.release()
+            finally:
+                self._stepping = False
 
     def close(self) -> None:
         """Let every session leave where it is."""
@@ -295,7 +296,7 @@ class _Row:
         history = self.session.history
         for process in self._processors:
             logits = process(logits, history)
-        self._stuck = bool(logits.max() == -np.inf)
+        self._stuck = logits.item(logits.argmax()) == -np.inf
         if self._stuck:
             logits[self._eos_id] = 0  # something to choose, which is not taken
         return logits

@@ -94,6 +94,7 @@ class SamplingParams:
         help="Add B to the logit of a token, by its text; -inf bans it.",
         metavar="TOKEN=B",
         repeatable=True,
+        escapes=True,
         group=_BANS,
     )
     """By ids; kept as pairs in the order of ids."""
@@ -113,7 +114,7 @@ class SamplingParams:
     )
     max_tokens: int = setting(200, help="Most tokens to generate.", metavar="N", low=0, group=_OUTPUT)
     stop: tuple[str, ...] = setting(
-        (), help="End before this text.", metavar="TEXT", escapes=True, group=_OUTPUT
+        (), help="End before this text; \\n is a line break.", metavar="TEXT", escapes=True, group=_OUTPUT
     )
     allow_unk: bool = setting(False, help="Let <unk> be generated.", group=_BANS)
     logprobs: int | None = setting(

@@ -46,11 +46,14 @@ def processors_of(params: SamplingParams, tokenizer: Tokenizer) -> list[Processo
     if size := params.no_repeat_ngram_size:
         chain.append(lambda logits, history: ban_repeated_ngrams(logits, history.tokens, size))
     sequences = spellings(params.banned, tokenizer)
-    if (chain or sequences) and tokenizer.unk_id is not None and not params.allow_unk:
-        # The sampler never draws it; here it must not be what seems to be left.
-        sequences.append((tokenizer.unk_id,))
-    if sequences:
-        chain.append(lambda logits, history: ban_sequences(logits, history.tokens, sequences))
+    if longer := [sequence for sequence in sequences if len(sequence) > 1]:
+        chain.append(lambda logits, history: ban_sequences(logits, history.tokens, longer))
+    banned = [sequence[0] for sequence in sequences if len(sequence) == 1]
+    if (chain or banned) and tokenizer.unk_id is not None and not params.allow_unk:
+        banned.append(tokenizer.unk_id)  # the sampler never draws it; here it must not seem to be left
+    if banned:
+        alone = np.array(banned)
+        chain.append(lambda logits, _: ban_tokens(logits, alone))
     return chain
 
 
@@ -106,6 +109,13 @@ def spellings(texts: Iterable[str], tokenizer: Tokenizer) -> list[tuple[int, ...
             if ids and (tokenizer.unk_id not in ids or text == tokenizer.tokens[tokenizer.unk_id or 0]):
                 sequences[ids] = None
     return list(sequences)
+
+
+def ban_tokens(logits: Logits, ids: NDArray[np.int64]) -> Logits:
+    """Rule out the tokens ``ids``."""
+    result = logits.copy()
+    result[ids] = _NEVER
+    return result
 
 
 def add_bias(logits: Logits, ids: NDArray[np.int64], bias: NDArray[np.float32]) -> Logits:

@@ -99,7 +99,7 @@ class Sampler:
             NotFiniteError: those of a row are NaN or infinite.
         """
         if self._params.temperature == 0:
-            self._best = [self._greedy(row, values) for row, values in enumerate(logits)]
+            self._best = self._greedy(logits)
         elif self._filters_first:
             for row, values in enumerate(logits):
                 self._rows[row][:] = np.exp(self._filter(self._shifted(row, values)))
@@ -170,14 +170,16 @@ class Sampler:
             logits = out
         np.exp(logits, out=out)
 
-    def _greedy(self, row: int, logits: Logits) -> int:
-        best = int(logits.argmax())
-        if best == self._banned:
-            logits = logits.copy()
-            logits[best] = -np.inf
-            best = int(logits.argmax())
-        if not math.isfinite(logits.item(best)):
-            raise NotFiniteError(row)
+    def _greedy(self, logits: Logits) -> list[int]:
+        best: list[int] = logits.argmax(axis=1).tolist()
+        for row, token in enumerate(best):
+            values = logits[row]
+            if token == self._banned:
+                values = values.copy()
+                values[token] = -np.inf
+                best[row] = token = int(values.argmax())
+            if not math.isfinite(values.item(token)):
+                raise NotFiniteError(row)
         return best
 
     def _sum(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -29,22 +29,12 @@ class Cell:
     """torch's layer."""
     states: tuple[str, ...]
     """Its state's tensors."""
-    onnx_gates: tuple[int, ...]
-    """ONNX's order of the gates, each by its place in torch's."""
-    onnx_attributes: dict[str, int] = field(default_factory=dict)
-    """What makes ONNX's operator compute the same."""
-    onnx_spare_row: bool = False
-    """Whether the graph reads a row more than the batch has, for onnxruntime's sake."""
 
 
 CELLS = {
-    # torch has i, f, g, o; ONNX i, o, f, c.
-    "lstm": Cell("LSTM", nn.LSTM, ("h", "c"), (0, 3, 1, 2)),
-    # torch has r, z, n; ONNX z, r, h. torch multiplies by r after the product with the hidden weights.
-    "gru": Cell("GRU", nn.GRU, ("h",), (1, 0, 2), {"linear_before_reset": 1}),
-    # onnxruntime's RNN multiplies a single row by another kernel than several, with other last bits: a text
-    # alone would differ from the same text in a batch. With a spare row there is never a single one.
-    "rnn": Cell("RNN", nn.RNN, ("h",), (0,), onnx_spare_row=True),
+    "lstm": Cell("LSTM", nn.LSTM, ("h", "c")),
+    "gru": Cell("GRU", nn.GRU, ("h",)),
+    "rnn": Cell("RNN", nn.RNN, ("h",)),
 }
 """The cell of each recurrent family."""
 

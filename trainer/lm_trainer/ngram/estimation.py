@@ -1,21 +1,18 @@
-"""Estimating an n-gram model: interpolated modified Kneser-Ney (Chen and Goodman 1998), and writing ARPA.
+"""Estimating an n-gram model: interpolated modified Kneser-Ney (Chen and Goodman 1998).
 
 Knows nothing about text: it sees token ids.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lm_runtime.bundle import HIGHEST_ORDER
-from lm_runtime.files import write_whole
 from lm_runtime.models.ngram_tables import LARGEST_VOCABULARY, NgramTables
 
 FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)
@@ -25,8 +22,6 @@ _PART = 1 << 18
 """How many n-grams are worked on at a time, where they need not be seen together."""
 _NO_NGRAM = np.iinfo(np.uint64).max
 _LONGEST_TEXT = (1 << 32) - 2
-_LN_10 = math.log(10)
-_ARPA_NAMES = ("<s>", "</s>", "<UNK>")
 
 Ids = NDArray[np.unsignedinteger]
 
@@ -240,66 +235,3 @@ def _parts(size: int) -> Iterator[tuple[int, int]]:
 
 def _word_type(vocab_size: int) -> type[np.uint16] | type[np.uint32]:
     return np.uint16 if vocab_size <= 1 << 16 else np.uint32
-
-
-def write_arpa(tables: NgramTables, tokens: Sequence[str], path: Path) -> None:
-    """Write the model to ``path`` as ARPA, whole or not at all; other tools read this text format.
-
-    Logarithms are to base 10. ``<eos>`` is called ``<s>`` where it begins an n-gram of two words or more or
-    has a back-off weight, ``</s>`` where it ends one. White space within a token, and the ``<`` of one that
-    is spelled ``<s>``, ``</s>`` or ``<UNK>``, is written like ``<0x20>``, its code in hexadecimal.
-
-    Args:
-        tables: the model.
-        tokens: the tokens in the order of their ids.
-        path: the file.
-
-    Raises:
-        ValueError: the tokens are not those of the model, or two would be spelled alike.
-    """
-    if len(tokens) != tables.vocab_size:
-        raise ValueError(f"the model has {tables.vocab_size} tokens, got {len(tokens)}")
-    names = [_arpa_name(token) for token in tokens]
-    names[tables.eos_id] = "</s>"
-    if len(set(names)) < len(names) or "" in names:
-        raise ValueError("two tokens would be spelled alike in ARPA, or one is empty")
-    first = [*names]
-    first[tables.eos_id] = "<s>"
-    with write_whole(path) as file:
-        sizes = [tables.counts[0] + 1, *tables.counts[1:]]
-        counts = "".join(f"ngram {length}={size}\n" for length, size in enumerate(sizes, 1))
-        file.write(f"\\data\\\n{counts}".encode())
-        for length in range(1, tables.order + 1):
-            file.write(f"\n\\{length}-grams:\n".encode())
-            if length == 1:
-                weight = tables.backoffs[0][tables.eos_id] / _LN_10 if tables.backoffs else 0
-                file.write(f"-99\t<s>\t{weight:.7f}\n".encode())
-            for start, end in _parts(tables.counts[length - 1]):
-                file.writelines(_arpa_lines(tables, length, start, end, names, first))
-        file.write(b"\n\\end\\\n")
-
-
-def _arpa_lines(
-    tables: NgramTables, length: int, start: int, end: int, names: list[str], first: list[str]
-) -> Iterator[bytes]:
-    numbers = np.arange(start, end, dtype=np.uint32)
-    columns = []
-    for level in range(length - 2, -1, -1):
-        columns.append([names[word] for word in tables.words[level][numbers].tolist()])
-        numbers = (np.searchsorted(tables.offsets[level], numbers, side="right") - 1).astype(np.uint32)
-    columns.append([(first if length > 1 else names)[word] for word in numbers.tolist()])
-    values = (tables.log_probabilities[length - 1][start:end].astype(np.float64) / _LN_10).tolist()
-    spelled = map(" ".join, zip(*reversed(columns), strict=True))
-    if length == tables.order:
-        yield from (f"{value:.7f}\t{words}\n".encode() for value, words in zip(values, spelled, strict=True))
-        return
-    weights = (tables.backoffs[length - 1][start:end].astype(np.float64) / _LN_10).tolist()
-    for value, words, weight in zip(values, spelled, weights, strict=True):
-        ends = words.endswith("</s>")
-        yield (f"{value:.7f}\t{words}\n" if ends else f"{value:.7f}\t{words}\t{weight:.7f}\n").encode()
-
-
-def _arpa_name(token: str) -> str:
-    if token in _ARPA_NAMES:
-        return f"<0x3c>{token[1:]}"
-    return "".join(f"<0x{ord(char):02x}>" if char.isspace() or char == "\0" else char for char in token)

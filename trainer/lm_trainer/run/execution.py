@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from lm_runtime.commands import note
-from lm_runtime.files import held
+from lm_runtime.files import read_text_file
+from lm_runtime.folders import held
 from lm_trainer.families import ModelTrainer
 from lm_trainer.plan import Action, Plan
 from lm_trainer.presets import Preset
@@ -148,7 +149,7 @@ def _events(trainer: ModelTrainer, out: Path) -> Iterator[None]:
         trainer.metrics.watch = log.append
         del trainer  # which the caller lets go
         yield
-        log.add_sample((out / SAMPLE).read_text(encoding="utf-8"), progress.step)
+        log.add_sample(read_text_file(out / SAMPLE), progress.step)
 
 
 def _say_nothing(_: str) -> None:

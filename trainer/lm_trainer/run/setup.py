@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from lm_runtime.bundle import TOKENIZER
-from lm_runtime.files import UnusableFileError, folder_beside, held, holds_something, remove, write_text
+from lm_runtime.files import UnusableFileError, write_text
+from lm_runtime.folders import folder_beside, held, holds_something, remove
 from lm_runtime.tokenizer import Tokenizer
 from lm_trainer.config import ModelConfig, TokenizerConfig
 from lm_trainer.corpora.corpus import Corpus, CorpusFacts, encode_corpus, find_corpus, texts, token_path
