@@ -69,10 +69,12 @@ def _kind(config: BundleConfig) -> str:
 
 def _valid(figures: dict[str, Any] | None) -> str:
     if figures is None:
-        return "Exported between two validations: no perplexity was measured for these weights."
+        return "It was exported between two validations."
+    a_word = figures["perplexity_per_word"]  # None for a text without word breaks
+    words = "" if a_word is None else f"{a_word:.2f} a word, "
     return (
-        f"Validation perplexity {figures['perplexity']:.2f} a token, {figures['perplexity_per_word']:.2f} a "
-        f"word, {figures['bits_per_byte']:.3f} bits a byte ({figures['tokens']:,} tokens, "
+        f"Validation perplexity {figures['perplexity']:.2f} a token, {words}"
+        f"{figures['bits_per_byte']:.3f} bits a byte ({figures['tokens']:,} tokens, "
         f"{figures['unknown']:,} of them unknown)."
     )
 
