@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,17 +22,18 @@ from lm_export.int8_cost import layers_in_words, measure_cost
 from lm_export.quantize import quantize_int8
 from lm_export.source import Source, read_source
 from lm_runtime.bundle import (
-    CONFIG,
+    CONFIG_FILE,
     GENERATION_CONFIG,
     MODEL_CARD,
     MODELS,
     TOKENIZER,
     TOKENIZER_CONFIG,
-    TOKENS,
+    TOKENS_FILE,
     BundleConfig,
-    read_config,
+    read_bundle_config,
 )
-from lm_runtime.files import UnusableFileError, folder_beside, holds_something
+from lm_runtime.files import UnusableFileError
+from lm_runtime.folders import folder_beside, holds_something, replace_folder, restore_folder
 from lm_runtime.models.load import load
 from lm_runtime.tokenizer import Tokenizer
 from lm_trainer.networks.base import LanguageModel
@@ -149,7 +149,7 @@ def _write_texts(folder: Path, tokenizer: Tokenizer) -> None:
     }
     (folder / TOKENIZER).write_text(tokenizer.json_text, encoding="utf-8")
     (folder / TOKENIZER_CONFIG).write_text(json.dumps(names, indent=2) + "\n", encoding="utf-8")
-    (folder / TOKENS).write_text(
+    (folder / TOKENS_FILE).write_text(
         "".join(f"{token} {number}\n" for number, token in enumerate(tokenizer.tokens)), encoding="utf-8"
     )
     (folder / GENERATION_CONFIG).write_text(json.dumps(_DEFAULTS, indent=2) + "\n", encoding="utf-8")
@@ -160,11 +160,11 @@ def _write_config(folder: Path, config: BundleConfig) -> BundleConfig:
     names = sorted(
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
-        if path.is_file() and path.name != CONFIG
+        if path.is_file() and path.name != CONFIG_FILE
     )
     hashes = {name: config.files.get(name) or _sha256(folder / name) for name in names}
     config = dataclasses.replace(config, files=hashes)
-    (folder / CONFIG).write_text(config.to_json(), encoding="utf-8")
+    (folder / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
     return config
 
 
@@ -176,21 +176,13 @@ def _sha256(path: Path) -> str:
 @contextmanager
 def _folder_in_place(out: Path, *, replace: bool) -> Iterator[Path]:
     """A neighbour of ``out`` to write into; it becomes ``out`` when the body has ended well."""
+    place = out.resolve() if out.is_symlink() else out
+    restore_folder(place)
     check_out(out, replace=replace)
-    out = out.resolve() if out.is_symlink() else out
-    replaced = out.with_name(f".{out.name}.replaced")
-    with folder_beside(out) as partial:
+    with folder_beside(place) as partial:
         yield partial
-        shutil.rmtree(replaced, ignore_errors=True)
-        if out.exists():
-            out.rename(replaced)
-        try:
-            partial.rename(out)
-        except BaseException:
-            if replaced.exists():
-                replaced.rename(out)
-            raise
-        shutil.rmtree(replaced, ignore_errors=True)
+        check_out(out, replace=replace)  # what is there may have changed since
+        replace_folder(partial, place, check=lambda replaced: check_out(replaced, replace=replace))
 
 
 def check_out(out: Path, *, replace: bool) -> None:
@@ -206,7 +198,7 @@ def check_out(out: Path, *, replace: bool) -> None:
             f"{out} holds something already: --force replaces a bundle, --out names another folder"
         )
     try:
-        own = {CONFIG, *read_config(out).files}
+        own = {CONFIG_FILE, *read_bundle_config(out).files}
     except UnusableFileError as error:
         raise ValueError(f"{error}; --force replaces only a bundle") from None
     for path in out.rglob("*"):

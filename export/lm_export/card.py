@@ -69,7 +69,7 @@ def _kind(config: BundleConfig) -> str:
 
 def _valid(figures: dict[str, Any] | None) -> str:
     if figures is None:
-        return "It was exported between two validations."
+        return "Exported between two validations: no perplexity was measured for these weights."
     a_word = figures["perplexity_per_word"]  # None for a text without word breaks
     words = "" if a_word is None else f"{a_word:.2f} a word, "
     return (

@@ -9,7 +9,11 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
+
+# onnxruntime reads it as it is imported, which nothing here does before this line.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from lm_runtime.files import UnusableFileError
@@ -18,13 +22,15 @@ if TYPE_CHECKING:
     from lm_runtime.generation.engine import Engine, Piece
     from lm_runtime.generation.generate import generate, generate_batch, generate_samples, suggest
     from lm_runtime.generation.session import Session
+    from lm_runtime.generation.words import complete_word
     from lm_runtime.models.interpolation import InterpolatedModel, fit_weight
     from lm_runtime.models.load import load
     from lm_runtime.models.protocol import State
     from lm_runtime.models.state import initial_state
     from lm_runtime.sampling.params import SamplingParams
-    from lm_runtime.scoring.rescoring import Hypothesis, Rescored, read_hypotheses, rescore, score_texts
+    from lm_runtime.scoring.rescoring import Hypothesis, Rescored, read_hypotheses, rescore
     from lm_runtime.scoring.score import Score, score_file
+    from lm_runtime.scoring.texts import score_texts
 
 __all__ = [
     "BeamHypothesis",
@@ -42,6 +48,7 @@ __all__ = [
     "UnusableFileError",
     "beam_search",
     "complete",
+    "complete_word",
     "fit_weight",
     "generate",
     "generate_batch",
@@ -72,6 +79,7 @@ _HOME = {
     "UnusableFileError": "files",
     "beam_search": "generation.beam",
     "complete": "generation.complete",
+    "complete_word": "generation.words",
     "generate": "generation.generate",
     "generate_batch": "generation.generate",
     "generate_samples": "generation.generate",
@@ -80,7 +88,7 @@ _HOME = {
     "read_hypotheses": "scoring.rescoring",
     "rescore": "scoring.rescoring",
     "score_file": "scoring.score",
-    "score_texts": "scoring.rescoring",
+    "score_texts": "scoring.texts",
     "suggest": "generation.generate",
 }
 

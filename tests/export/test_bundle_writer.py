@@ -14,7 +14,7 @@ import torch
 import lm_runtime
 from conftest import run_command
 from lm_export.bundle_writer import _write_config
-from lm_runtime.bundle import read_config
+from lm_runtime.bundle import read_bundle_config
 from lm_trainer.families import FAMILIES
 
 
@@ -25,7 +25,7 @@ def test_the_default_number_of_tokens_has_the_name_that_other_readers_look_for(f
 
 
 def test_every_file_is_hashed_in_bounded_memory(small_bundle: Path, tmp_path: Path) -> None:
-    config = dataclasses.replace(read_config(small_bundle), files={})
+    config = dataclasses.replace(read_bundle_config(small_bundle), files={})
     (tmp_path / "onnx").mkdir()
     with (tmp_path / "onnx/large").open("wb") as file:
         os.truncate(file.fileno(), 64 << 20)
@@ -34,7 +34,7 @@ def test_every_file_is_hashed_in_bounded_memory(small_bundle: Path, tmp_path: Pa
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert written.files == {"onnx/large": hashlib.sha256(bytes(64 << 20)).hexdigest()}
-    assert read_config(tmp_path) == written
+    assert read_bundle_config(tmp_path) == written
     assert peak < 4 << 20
 
 

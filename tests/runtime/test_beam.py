@@ -215,9 +215,9 @@ def test_a_reward_for_length_makes_texts_longer(model: OnnxModel) -> None:
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        ({"beams": 0}, "beams must be a whole number of at least 1, got 0"),
-        ({"max_tokens": 0}, "max_tokens must be a whole number of at least 1, got 0"),
-        ({"max_tokens": 2.5}, "max_tokens must be a whole number of at least 1, got 2.5"),
+        ({"beams": 0}, "beams must be at least 1, got 0"),
+        ({"max_tokens": 0}, "max_tokens must be at least 1, got 0"),
+        ({"max_tokens": 2.5}, "max_tokens must be a whole number, got 2.5"),
         ({"length_penalty": 11.0}, "length_penalty must be from -10 to 10, got 11.0"),
         ({"length_penalty": math.nan}, "length_penalty must be from -10 to 10, got nan"),
     ],

@@ -74,16 +74,16 @@ def test_requests_are_taken_as_there_is_room(model: OnnxModel) -> None:
 
 def test_a_prompt_is_read_once(model: OnnxModel, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
-    advance = OnnxModel.step
+    advance = OnnxModel.advance
 
     def counting(self: OnnxModel, token: Any, state: State) -> Any:
         read.append(token.size)
         return advance(self, token, state)
 
-    monkeypatch.setattr(OnnxModel, "step", counting)
+    monkeypatch.setattr(OnnxModel, "advance", counting)
     requests = [Request("the keeper of the clock", SamplingParams(max_tokens=2), index=n) for n in range(9)]
     assert len(list(complete(model, requests))) == 9
-    assert sum(read) <= 5  # the line's end before it and four of its five words; steps are bound
+    assert read == [5]  # the line's end before it and four of its five words, once
 
 
 def test_json_lines_come_back_in_order_with_what_they_brought(invoke: Invoke, tmp_path: Path) -> None:
@@ -130,31 +130,103 @@ def test_a_line_s_parameters_win(invoke: Invoke, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", 'line 3 is not a JSON object with a text "prompt"'),
-        ("[1]", 'line 3 is not a JSON object with a text "prompt"'),
-        ('{"prompt": 5}', 'line 3 is not a JSON object with a text "prompt"'),
+        ("{", "line 3: not JSON: Expecting property name enclosed in double quotes, at character 2"),
+        ('{"prompt": "a",}', "line 3: not JSON: a comma before a closing bracket, at character 16"),
+        ("the keeper", "line 3: not JSON: Expecting value, at character 1"),
+        ("[1]", "line 3: not a JSON object, but [1]"),
+        ("[" * 200_000, "line 3: nested more than 64 deep"),
+        ('{"prompt": "a", "x": ' + "[" * 70 + "]" * 70 + "}", "line 3: nested more than 64 deep"),
+        ('{"prompt": 5}', "line 3: prompt must be a string, got 5"),
+        ("{}", 'line 3: "prompt" is missing'),
+        ('{"prompt": null}', 'line 3: "prompt" is missing'),
+        ('{"Promt": "a"}', 'line 3: "prompt" is missing, but there is "Promt"'),
         ('{"prompt": "a", "top_p": 2}', "line 3: top_p must be above 0 and at most 1, got 2"),
-        ('{"prompt": "a", "top_p": "x"}', "line 3: "),
-        ('{"prompt": "a", "top_k": 500}', "line 3: top_k must be at least 0 and at most 200, got 500"),
-        ('{"prompt": "a", "seed": -1}', "line 3: seed must be a whole number of at least 0, got -1"),
-        ('{"prompt": "a", "x": NaN}', 'line 3 is not a JSON object with a text "prompt"'),
-        ('{"prompt": "a", "text": ""}', 'line 3 has "text", which the text needs; rename it'),
-        ('{"prompt": "a", "temperature": null}', "line 3: temperature must be a number, got None"),
+        ('{"prompt": "a", "top_p": "x"}', "line 3: top_p must be a number, got 'x'"),
+        ('{"prompt": "a", "top_k": "5"}', "line 3: top_k must be a whole number, got '5'"),
+        ('{"prompt": "a", "logprobs": 500}', "line 3: logprobs must be from 0 to 200, got 500"),
+        ('{"prompt": "a", "seed": -1}', "line 3: seed must be at least 0, got -1"),
+        ('{"prompt": "a", "seed": 1.5}', "line 3: seed must be a whole number, got 1.5"),
+        ('{"prompt": "a", "x": NaN}', "line 3: NaN is not JSON"),
+        ('{"prompt": "a", "x": {"y": [-Infinity]}}', "line 3: -Infinity is not JSON"),
+        ('{"prompt": "a", "x": [1e999]}', "line 3: the number '1e999' is too large"),
+        ('{"prompt": "a", "temperature": 1e999}', "line 3: the number '1e999' is too large"),
+        ('{"prompt": "a", "x": ' + "9" * 5000 + "}", "line 3: a number has 5000 digits"),
+        ('{"prompt": "a", "text": ""}', 'line 3: "text" is a key of the completion; rename it'),
+        ('{"prompt": "a", "temperature": true}', "line 3: temperature must be a number, got True"),
         ('{"prompt": "a", "logit_bias": [3]}', "line 3: logit_bias must map ids to numbers, got [3]"),
+        ('{"prompt": "a", "logit_bias": [[3, true]]}', "line 3: logit_bias must map ids to numbers"),
+        ('{"prompt": "a", "logit_bias": [[true, 3]]}', "line 3: logit_bias must map ids to numbers"),
+        (
+            '{"prompt": "a", "logit_bias": {"200": 3}}',
+            "line 3: logit_bias must name ids from 0 to 199, got 200",
+        ),
         ('{"prompt": "a", "logit_bias": {"3": -1' + "0" * 400 + "}}", "line 3: logit_bias must be within"),
+        ('{"prompt": "a", "logit_bias": {"x": 1}}', "line 3: logit_bias: 'x' is no token of the vocabulary"),
+        ('{"prompt": "a", "logit_bias": [["the sea", 1]]}', "line 3: logit_bias: 'the sea' is no token"),
         ('{"prompt": "a", "regex": "("}', "line 3: regex '('"),
+        ('{"prompt": "a", "regex": "(.*a){500}"}', "line 3: regex '(.*a){500}': too complex"),
         ('{"prompt": "a", "banned": ["\\ud800"]}', "line 3: not valid text"),
-        ('{"prompt": "a", "stop": "x"}', "line 3: stop must be a sequence of strings"),
-        ('{"prompt": "a", "logit_bias": {"x": 1}}', "line 3: "),
+        ('{"prompt": "a", "stop": [5]}', "line 3: stop must be a sequence of strings"),
+        ('{"prompt": "a", "stop": ""}', "line 3: a stop string must not be empty"),
         ('{"prompt": "\\ud800"}', "line 3: not valid text"),
     ],
 )
-def test_a_bad_line_is_named(invoke: Invoke, tmp_path: Path, line: str, message: str) -> None:
+def test_a_bad_line_is_named_before_any_text(invoke: Invoke, tmp_path: Path, line: str, message: str) -> None:
     (tmp_path / "in.jsonl").write_text('{"prompt": "the"}\n\n' + line + "\n")
-    code, _, err = invoke(lm_generate, FIXTURE, "--input", "in.jsonl", "--output", "out.jsonl")
-    assert code == 1
+    code, out, err = invoke(lm_generate, FIXTURE, "--input", "in.jsonl")
+    assert (code, out) == (1, "")
     assert message in one_line(err)
-    assert not (tmp_path / "out.jsonl").exists()
+    assert len(err) < 300
+    invoke(lm_generate, FIXTURE, "--input", "in.jsonl", "--output", "out.jsonl")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_json_may_say_it_as_other_tools_do(invoke: Invoke, tmp_path: Path) -> None:
+    (the,) = lm_runtime.load(FIXTURE).tokenizer.encode("the")
+    plain = {"prompt": "of", "max_tokens": 6, "seed": 1}
+    forms: list[list[dict[str, Any]]] = [
+        [
+            {},
+            {
+                "stop": None,
+                "top_k": None,
+                "regex": None,
+                "logit_bias": None,
+                "banned": None,
+                "logprobs": None,
+            },
+        ],
+        [{"stop": ["\n"]}, {"stop": "\n"}],
+        [{"banned": ["the"]}, {"banned": "the"}],
+        [
+            {"logit_bias": {str(the): None}},
+            {"logit_bias": [[the, False]]},
+            {"logit_bias": [["the", None]]},
+            {"logit_bias": {"the": False}},
+        ],
+        [{"logit_bias": {str(the): 2.5}}, {"logit_bias": [["the", 2.5]]}],
+        [{"top_k": 200}, {"top_k": 10**30}],
+    ]
+    for alike in forms:
+        write_jsonl(tmp_path / "in.jsonl", [plain | form for form in alike])
+        code, out, err = invoke(lm_generate, FIXTURE, "--input", "in.jsonl")
+        assert (code, err) == (0, f"{len(alike)} texts\n")
+        assert len({record["text"] for record in read_jsonl(out)}) == 1
+
+
+def test_a_key_that_may_be_misspelt_gets_a_note_and_strictly_none_is_unknown(
+    invoke: Invoke, tmp_path: Path
+) -> None:
+    records = [{"prompt": "the", "id": 1}, {"prompt": "a", "top-p": 0.5}, {"prompt": "a", "top-p": 0.6}]
+    write_jsonl(tmp_path / "in.jsonl", records)
+    code, out, err = invoke(lm_generate, FIXTURE, "--input", "in.jsonl")
+    assert (code, len(read_jsonl(out))) == (0, 3)
+    assert err == "in.jsonl: line 2: 'top-p' means nothing; is 'top_p' meant?\n3 texts\n"
+    code, out, err = invoke(lm_generate, FIXTURE, "--input", "in.jsonl", "--strict")
+    assert (code, out) == (1, "")
+    assert one_line(err) == "lm-generate: in.jsonl: line 1: unknown key 'id'"
+    write_jsonl(tmp_path / "in.jsonl", [{"prompt": "the", "max_tokens": 3, "seed": 1}])
+    assert invoke(lm_generate, FIXTURE, "--input", "in.jsonl", "--strict")[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -164,6 +236,8 @@ def test_a_bad_line_is_named(invoke: Invoke, tmp_path: Path, line: str, message:
         ["--input", "in.jsonl", "--suggest", 3],
         ["--input", "in.jsonl", "--save-state", "s.npz"],
         ["--output", "out.jsonl"],
+        ["--strict"],
+        ["--save-state", "-"],
         ["--logprobs", 2],
         ["--beams", 2, "--top-p", 0.5],
         ["--beams", 2, "--samples", 3],
@@ -238,8 +312,15 @@ def test_only_the_same_prompts_and_settings_go_on_with_a_file(invoke: Invoke, tm
     assert other[2] == "2 texts\n"
     (tmp_path / "out.jsonl").unlink()
     _, _, err = invoke(lm_generate, FIXTURE, "--input", "in.jsonl", "--output", "out.jsonl")
-    assert err == "going on behind 1 texts\n2 texts, 1 of them from before\n"
+    assert err == "going on after 1 texts\n2 texts, 1 of them from before\n"
     assert [r["x"] for r in read_jsonl((tmp_path / "out.jsonl").read_text())[:1]] == ["\ud83d"]
+
+
+def test_a_dash_is_standard_output(invoke: Invoke, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "in.jsonl", [{"prompt": "the"}])
+    code, out, _ = invoke(lm_generate, FIXTURE, "--input", "in.jsonl", "--output", "-")
+    assert (code, len(read_jsonl(out))) == (0, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
 
 def test_a_file_that_another_run_writes_is_left_alone(invoke: Invoke, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import sys
+import time
 import warnings
 from collections import defaultdict
 from functools import cache
@@ -27,6 +28,8 @@ from lm_trainer.corpora.vocabulary import make_tokenizer
 
 LONGEST = 5
 """The most characters of a text that is counted out."""
+SOON = 10
+"""Seconds of a processor: the work allowed takes a tenth of it, the work refused a minute."""
 VOCABULARIES = {"word": ["a ab ba bc c cd . 1"], "char": ["ab é1 "], "bpe": ["aab aab éé éb"] * 3}
 
 
@@ -345,6 +348,17 @@ def test_an_expression_that_cannot_be_used_is_named_in_one_line(pattern: str, re
         Pattern(pattern, small("char"))
     assert str(caught.value).startswith(f"regex {pattern!r}: ")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("pattern", ["(.*a){500}", ".{100000}", "(a|b)*" * 20_000])
+def test_an_expression_that_costs_too_much_is_refused_soon(pattern: str) -> None:
+    begun = time.process_time()
+    with pytest.raises(
+        ValueError, match=r"too complex for this vocabulary|characters, more than 20000"
+    ) as caught:
+        Pattern(pattern, tiny("word")).matcher(True)
+    assert time.process_time() - begun < SOON
+    assert len(str(caught.value)) < 300
 
 
 @pytest.mark.parametrize("pattern", ["xyz", "a(xyz)", "[^\\s\\S]"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
@@ -12,15 +13,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 import lm_runtime
 from conftest import FIXTURE
+from lm_runtime.generation.complete import Request, complete
 from lm_runtime.generation.engine import Engine, Piece
 from lm_runtime.generation.generate import generate_batch
 from lm_runtime.generation.session import Session
 from lm_runtime.models.onnx import OnnxModel
-from lm_runtime.sampling.filters import log_probabilities
+from lm_runtime.models.protocol import PlainStepper, State
 from lm_runtime.sampling.params import SamplingParams
+from lm_runtime.sampling.sampler import NotFiniteError
+from lm_runtime.softmax import log_softmax
 
 PARAMS = [
     SamplingParams(max_tokens=12, top_p=0.9),
@@ -118,7 +123,7 @@ def test_log_probabilities_are_the_model_s_whatever_the_sampling(model: OnnxMode
     twin = session.copy()
     for piece in alone(model, session, params):
         logits, twin.state = model.step(np.array([[twin.token]]), twin.state)
-        values = log_probabilities(logits[0, 0])
+        values = log_softmax(logits[0, 0])
         assert piece.log_probability == values[piece.token]
         assert [value for _, value in piece.alternatives] == np.sort(values)[::-1][:4].tolist()
         assert all(values[token] == value for token, value in piece.alternatives)
@@ -176,8 +181,7 @@ def test_a_text_that_nothing_can_continue_is_stuck_and_leaves_the_others_alone(m
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"top_k": 201}, "top_k must be at least 0 and at most 200, got 201"),
-        ({"logprobs": 201}, "logprobs must be at least 0 and at most 200, got 201"),
+        ({"logprobs": 201}, "logprobs must be from 0 to 200, got 201"),
         ({"logit_bias": {200: 1.0}}, "logit_bias must name ids from 0 to 199, got 200"),
         ({"logit_bias": {-1: 1.0}}, "logit_bias must name ids from 0 to 199, got -1"),
     ],
@@ -270,3 +274,110 @@ def test_a_session_of_another_model_is_refused(model: OnnxModel) -> None:
     session.state = tuple(array[..., :-1] for array in session.state)
     with pytest.raises(ValueError, match="the state is not this model's"):
         Engine(model).add(session)
+
+
+class Faulty:
+    """A model whose logits for a text are no numbers once that text has reached a length."""
+
+    def __init__(self, model: OnnxModel, position: int, fault: float) -> None:
+        self._model, self._position, self._fault = model, position, fault
+        self.tokenizer, self.states, self.advance = model.tokenizer, model.states, model.advance
+
+    def stepper(self, state: State) -> PlainStepper:
+        def step(token: NDArray[np.int64], state: State) -> tuple[NDArray[np.float32], State]:
+            logits, after = self._model.step(token, state)
+            self._position -= 1
+            if not self._position:
+                logits = logits.copy()
+                logits[1, 0, 7] = self._fault
+            return logits, after
+
+        return PlainStepper(step, state)
+
+
+@pytest.mark.parametrize("fault", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    "params", [SamplingParams(), SamplingParams(temperature=0), SamplingParams(presence_penalty=1.0, top_k=5)]
+)
+def test_logits_that_are_no_numbers_end_their_text_and_no_other(
+    model: OnnxModel, params: SamplingParams, fault: float
+) -> None:
+    params = replace(params, max_tokens=12)
+    engine, found = Engine(Faulty(model, 5, fault)), {index: [] for index in range(3)}
+    sessions = [Session.start(model, "the", seed=index) for index in range(3)]
+    for session in sessions:
+        engine.add(session, params)
+    errors = []
+    while len(engine):
+        try:
+            for piece in engine.step():
+                found[piece.index].append(piece.token)
+        except NotFiniteError as error:
+            errors.append(error)
+    assert [str(error) for error in errors] == ["text 1 ends: the model's logits are NaN or infinite"]
+    assert [len(found[index]) for index in range(3)] == [12, 4, 12]
+    for index in range(3):
+        rest = [piece.token for piece in alone(model, sessions[index], replace(params, max_tokens=8))]
+        expected = alone(model, Session.start(model, "the", seed=index), replace(params, max_tokens=12))
+        assert (found[index] + rest)[:12] == [piece.token for piece in expected]
+
+
+def test_only_one_thread_steps_and_others_may_add_and_cancel(model: OnnxModel) -> None:
+    within, go_on = threading.Event(), threading.Event()
+
+    class Waiting(Faulty):
+        def stepper(self, state: State) -> PlainStepper:
+            def step(token: NDArray[np.int64], state: State) -> tuple[NDArray[np.float32], State]:
+                within.set()
+                assert go_on.wait(timeout=30)
+                return model.step(token, state)
+
+            return PlainStepper(step, state)
+
+    params = SamplingParams(max_tokens=4)
+    engine, pieces = Engine(Waiting(model, 0, 0)), []
+    engine.add(Session.start(model, "the"), params)
+    engine.add(Session.start(model, "the", seed=1), params)
+
+    def run() -> None:
+        while len(engine):
+            pieces.extend(engine.step())
+
+    threads = [threading.Thread(target=run)]
+    threads[0].start()
+    assert within.wait(timeout=30)
+    with pytest.raises(RuntimeError, match="another thread is stepping this engine"):
+        engine.step()
+    late = Session.start(model, "the", seed=2)
+    threads += [
+        threading.Thread(target=engine.add, args=(late, params)),
+        threading.Thread(target=engine.cancel, args=(1,)),
+    ]
+    for thread in threads[1:]:
+        thread.start()
+    go_on.set()
+    for thread in threads:
+        thread.join(timeout=30)
+    run()  # what was added when the last text had just ended
+    for index in (0, 2):
+        assert [piece.token for piece in pieces if piece.index == index] == tokens(
+            model, "the", index, max_tokens=4
+        )
+    assert len([piece for piece in pieces if piece.index == 1]) <= 4
+    assert engine.step() == []
+
+
+def test_what_is_printed_of_a_value_fits_a_line(model: OnnxModel) -> None:
+    params = SamplingParams(
+        logit_bias=dict.fromkeys(range(200), 1.0), banned=["x" * 500] * 9, stop=("y" * 500,), logprobs=200
+    )
+    engine = Engine(model)
+    engine.add(Session.start(model), SamplingParams(max_tokens=3))
+    (completion,) = complete(model, [Request("the " * 200, SamplingParams(max_tokens=300, logprobs=50))])
+    assert repr(engine) == "Engine(0 running, 1 waiting of 64)"
+    assert (
+        repr(SamplingParams(temperature=0.5, stop=("a",))) == "SamplingParams(temperature=0.5, stop=('a',))"
+    )
+    for value in (params, completion, completion.pieces[0], Request("the " * 500, SamplingParams(top_k=3))):
+        assert len(repr(value)) < 400
+        assert "\n" not in repr(value)

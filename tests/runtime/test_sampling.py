@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lm_runtime.sampling.filters import (
-    ban_repeated_ngrams,
-    ban_sequences,
-    keep_min_p,
-    keep_top_k,
-    keep_top_p,
-    keep_typical,
-    log_probabilities,
-    penalize_counts,
-    penalize_repetition,
-)
+import lm_runtime
+from conftest import FIXTURE
+from lm_runtime.sampling.filters import FILTERS, Filter, keep_min_p, keep_top_k, keep_top_p, keep_typical
 from lm_runtime.sampling.history import WINDOW, History
 from lm_runtime.sampling.params import SamplingParams
-from lm_runtime.sampling.sampler import Sampler, draw, look_back
+from lm_runtime.sampling.processors import (
+    Constraint,
+    ban_repeated_ngrams,
+    ban_sequences,
+    penalize_counts,
+    penalize_repetition,
+    processors_of,
+)
+from lm_runtime.sampling.sampler import NotFiniteError, Sampler, draw
+from lm_runtime.settings import settings_of
+from lm_runtime.softmax import log_softmax
+
+BORDER = 1e-5
+"""What float32 leaves uncertain of sums and exponentials, relative to all the weights."""
 
 LOGITS = st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=400).map(
     lambda values: np.array(values, dtype=np.float32)
@@ -119,25 +126,70 @@ def test_typical_keeps_the_tokens_of_expected_surprise() -> None:
 
 
 def test_log_probabilities_add_up_to_one() -> None:
-    assert np.exp(log_probabilities(logits(0.6, 0.3, 0.1))).tolist() == pytest.approx([0.6, 0.3, 0.1])
+    assert np.exp(log_softmax(logits(0.6, 0.3, 0.1))).tolist() == pytest.approx([0.6, 0.3, 0.1])
 
 
-def test_looking_back_goes_from_bias_to_constraint() -> None:
-    params = SamplingParams(repetition_penalty=2.0, frequency_penalty=1.0, no_repeat_ngram_size=1)
-    bias = np.array([0]), np.array([2.0], dtype=np.float32)
+class Vocabulary:
+    """Four tokens a, b, c and <unk>."""
+
+    kind, unk_id, tokens = "word", 3, ("a", "b", "c", "<unk>")
+
+    def encode(self, text: str) -> list[int]:
+        return ["abc".find(text) % 4]
+
+
+class Allowing:
+    """A matcher that allows some of the tokens."""
+
+    def __init__(self, *allowed: int, complete: bool = False) -> None:
+        self._allowed = np.isin(np.arange(4), allowed)
+        self.complete = complete
+
+    def allowed(self) -> NDArray[np.bool_]:
+        return self._allowed
+
+
+def processed(
+    values: NDArray[np.float32], history: list[int], *constraint: Constraint, **params: Any
+) -> list[float]:
+    chain = [*processors_of(SamplingParams(**params), Vocabulary()), *constraint]
+    for process in chain:
+        values = process(values, History(history))
+    return values.tolist()
+
+
+def test_processors_go_from_bias_to_constraint() -> None:
     values = np.array([1.0, 1.0, 4.0, 4.0], dtype=np.float32)
-    allowed = np.array([True, True, True, False])
-    back = look_back(values, History([2]), params, bias=bias, banned=[(1,)], allowed=allowed)
-    assert back.tolist() == [3.0, -math.inf, -math.inf, -math.inf]
-    gentle = SamplingParams(repetition_penalty=2.0, frequency_penalty=1.0)
-    bias = np.array([2]), np.array([2.0], dtype=np.float32)
-    assert look_back(values, History([2, 2]), gentle, bias=bias).tolist() == [
+    constraint = Constraint(Allowing(0, 1, 2), eos_id=0)
+    strict = {"repetition_penalty": 2.0, "frequency_penalty": 1.0, "no_repeat_ngram_size": 1}
+    found = processed(values, [2], constraint, **strict, logit_bias={0: 2.0}, banned=("b",), allow_unk=True)
+    assert found == [3.0, -math.inf, -math.inf, -math.inf]
+    gentle = {"repetition_penalty": 2.0, "frequency_penalty": 1.0, "allow_unk": True}
+    assert processed(values, [2, 2], **gentle, logit_bias={2: 2.0}) == [
         1.0,
         1.0,
         1.0,
         4.0,
     ]  # (4 + 2) / 2 - 2
     assert values.tolist() == [1.0, 1.0, 4.0, 4.0]
+
+
+def test_there_is_no_chain_where_nothing_looks_back_and_it_rules_out_unk_where_there_is_one() -> None:
+    values = np.zeros(4, dtype=np.float32)
+    assert processors_of(SamplingParams(top_p=0.9, top_k=3, stop=("a",)), Vocabulary()) == []
+    assert processed(values, [], banned=("b",)) == [0, -math.inf, 0, -math.inf]
+    assert processed(values, [], presence_penalty=1.0) == [0, 0, 0, -math.inf]
+    assert processed(values, [], presence_penalty=1.0, allow_unk=True) == [0, 0, 0, 0]
+
+
+def test_a_text_that_matches_may_end_with_its_line() -> None:
+    values = np.array([1.0, 2.0, 3.0, 4.0], dtype=np.float32)
+    matches = Constraint(Allowing(1, complete=True), eos_id=0)
+    assert processed(values, [], matches) == [1.0, 2.0, -math.inf, -math.inf]
+    assert (matches.ends_before(0), matches.ends_before(1)) == (True, False)
+    goes_on = Constraint(Allowing(0, 1, complete=True), eos_id=0)
+    assert processed(values, [], goes_on) == [1.0, 2.0, -math.inf, -math.inf]
+    assert not goes_on.ends_before(0)
 
 
 @pytest.mark.parametrize("asked", [1, 97, 1500, 10_000])
@@ -191,6 +243,26 @@ def test_top_p_is_the_definition_by_full_sort(values: NDArray[np.float32], p: fl
             assert not kept[token]
 
 
+TESTED = [filter_ for filter_ in FILTERS if filter_.keeps]
+
+
+@given(LOGITS, st.sampled_from(TESTED), st.floats(0.01, 1.0, exclude_max=True), st.integers(1, 500))
+def test_the_test_of_a_token_says_what_the_filter_keeps(
+    values: NDArray[np.float32], filter_: Filter, p: float, k: int
+) -> None:
+    values = np.round(values * 64) / 64  # two logits are equal, or so are not their exponentials
+    parameter = k if filter_.parameter == "top_k" else p
+    weights = np.exp(values - values.max())
+    total = float(weights.sum(dtype=np.float64))
+    kept = filter_.keep(values, parameter) > -np.inf
+    for token, weight in enumerate(weights):
+        if filter_.keeps(weights, total, token, parameter) != kept[token]:
+            equal = weights[:token][weights[:token] == weight].sum()
+            before = weights[weights > weight].sum(dtype=np.float64) + equal
+            places = {"top_p": before - p * total, "min_p": weight - p * weights.max()}
+            assert abs(places[filter_.parameter]) < BORDER * total
+
+
 @given(LOGITS, st.floats(0, 1, exclude_max=True))
 def test_a_draw_inverts_the_cumulative_distribution(values: NDArray[np.float32], uniform: float) -> None:
     token = draw(values, uniform)
@@ -232,7 +304,7 @@ def test_temperature_flattens() -> None:
     assert hot == pytest.approx(1 / 3, abs=0.03)  # sqrt(0.2) / (sqrt(0.8) + sqrt(0.2))
 
 
-FILTERS = [
+SEVERAL = [
     SamplingParams(),
     SamplingParams(temperature=0.7),
     SamplingParams(top_p=0.5),
@@ -257,7 +329,7 @@ def filtered(values: NDArray[np.float32], params: SamplingParams) -> NDArray[np.
     return np.asarray(weights / weights.sum())
 
 
-@pytest.mark.parametrize("params", FILTERS)
+@pytest.mark.parametrize("params", SEVERAL)
 @pytest.mark.parametrize("vocab_size", [9, 700])
 def test_the_sampler_has_the_distribution_that_the_filters_leave(
     params: SamplingParams, vocab_size: int
@@ -274,7 +346,7 @@ def test_the_sampler_has_the_distribution_that_the_filters_leave(
     assert (np.abs(counts - draws * expected) <= 4.5 * deviation + 1).all()
 
 
-@pytest.mark.parametrize("params", [*FILTERS, SamplingParams(temperature=0)])
+@pytest.mark.parametrize("params", [*SEVERAL, SamplingParams(temperature=0)])
 def test_a_row_is_sampled_as_it_is_alone(params: SamplingParams) -> None:
     rows = (np.random.default_rng(0).standard_normal((5, 1000)) * 3).astype(np.float32)
     rows[2, 7] = rows[3, 7] = 30  # the banned token is the most probable one
@@ -305,19 +377,43 @@ def test_a_flat_distribution_with_a_small_p_does_not_draw_for_ever() -> None:
     assert {sampler.choose([generator])[0] for _ in range(300)} <= kept
 
 
+@pytest.mark.parametrize("fault", [math.nan, math.inf])
+@pytest.mark.parametrize("vocab_size", [9, 1000])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("params", [*SEVERAL, SamplingParams(temperature=0)])
+def test_logits_that_are_no_numbers_are_refused(
+    params: SamplingParams, batch: int, vocab_size: int, fault: float
+) -> None:
+    values = np.random.default_rng(0).standard_normal((batch, vocab_size)).astype(np.float32)
+    values[-1, 5] = fault
+    with pytest.raises(NotFiniteError, match="logits are NaN or infinite") as caught:
+        Sampler(params, vocab_size, batch, banned=2).weigh(values)
+    assert caught.value.row == batch - 1
+
+
+@pytest.mark.parametrize("params", [SamplingParams(), SamplingParams(top_p=0.9), SamplingParams(min_p=0.2)])
+def test_a_top_k_above_the_vocabulary_is_cut(params: SamplingParams) -> None:
+    values = np.random.default_rng(0).standard_normal(50).astype(np.float32)
+    for seed in range(50):
+        whole, larger = (
+            choose(values, replace(params, top_k=k), np.random.default_rng(seed)) for k in (50, 10**9)
+        )
+        assert whole == larger
+
+
 @pytest.mark.parametrize(
     ("field", "value", "bound"),
     [
-        ("temperature", -1, "at least 0"),
-        ("temperature", math.nan, "at least 0"),
-        ("temperature", math.inf, "at least 0"),
+        ("temperature", -1, "from 0 to 1000"),
+        ("temperature", math.nan, "from 0 to 1000"),
+        ("temperature", math.inf, "from 0 to 1000"),
         ("top_k", -1, "at least 0"),
         ("top_p", 0, "above 0 and at most 1"),
         ("top_p", 1.1, "above 0 and at most 1"),
-        ("min_p", -0.1, "at least 0 and at most 1"),
-        ("temperature", 1001, "at most 1000"),
-        ("repetition_penalty", 0, "at least 0.01 and at most 100"),
-        ("repetition_penalty", 101, "at least 0.01 and at most 100"),
+        ("min_p", -0.1, "from 0 to 1"),
+        ("temperature", 1001, "from 0 to 1000"),
+        ("repetition_penalty", 0, "from 0.01 to 100"),
+        ("repetition_penalty", 101, "from 0.01 to 100"),
         ("top_k", 2.5, "top_k must be a whole number"),
         ("max_tokens", 2.5, "max_tokens must be a whole number"),
         ("stop", "ab", "stop must be a sequence of strings"),
@@ -326,9 +422,9 @@ def test_a_flat_distribution_with_a_small_p_does_not_draw_for_ever() -> None:
         ("banned", "ab", "banned must be a sequence of strings"),
         ("banned", ("",), "a banned string must not be empty"),
         ("typical_p", 0, "typical_p must be above 0 and at most 1"),
-        ("frequency_penalty", math.nan, "frequency_penalty must be at least -100 and at most 100"),
-        ("presence_penalty", 101, "presence_penalty must be at least -100 and at most 100"),
-        ("no_repeat_ngram_size", -1, "no_repeat_ngram_size must be at least 0"),
+        ("frequency_penalty", math.nan, "frequency_penalty must be from -100 to 100"),
+        ("presence_penalty", 101, "presence_penalty must be from -100 to 100"),
+        ("no_repeat_ngram_size", -1, "no_repeat_ngram_size must be from 0 to 1000"),
         ("no_repeat_ngram_size", 1.5, "no_repeat_ngram_size must be a whole number"),
         ("logprobs", -1, "logprobs must be at least 0"),
         ("logprobs", True, "logprobs must be a whole number"),
@@ -349,3 +445,41 @@ def test_a_flat_distribution_with_a_small_p_does_not_draw_for_ever() -> None:
 def test_values_out_of_range_are_refused_with_the_bound(field: str, value: Any, bound: str) -> None:
     with pytest.raises(ValueError, match=bound):
         SamplingParams(**{field: value})
+
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.just(object()),
+    lambda inner: (
+        st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.integers() | st.text(), inner)
+    ),
+    max_leaves=5,
+)
+
+
+@given(st.sampled_from(list(settings_of(SamplingParams))), JUNK)
+@settings(max_examples=500)
+def test_whatever_a_field_is_given_it_is_kept_or_refused_by_name(field: str, value: Any) -> None:
+    try:
+        params = SamplingParams(**{field: value})
+    except ValueError as error:
+        assert field in str(error)
+        assert len(str(error)) < 300
+    else:
+        assert params == replace(params)
+        hash(params)
+
+
+@pytest.mark.parametrize("name", ["k", "beams", "max_tokens", "length_penalty", "max_batch", "seed"])
+@pytest.mark.parametrize("value", ["5", None, True, [3], math.nan])
+def test_arguments_of_another_type_are_refused_as_fields_are(name: str, value: Any) -> None:
+    model = lm_runtime.load(FIXTURE, provider="cpu")
+    calls: dict[str, Callable[[], object]] = {
+        "k": lambda: lm_runtime.suggest(model, "the", value),
+        "beams": lambda: lm_runtime.beam_search(model, beams=value),
+        "max_tokens": lambda: lm_runtime.beam_search(model, max_tokens=value),
+        "length_penalty": lambda: lm_runtime.beam_search(model, length_penalty=value),
+        "max_batch": lambda: lm_runtime.Engine(model, max_batch=value),
+        "seed": lambda: lm_runtime.Request("the", seed=value),
+    }
+    with pytest.raises(ValueError, match=rf"{name} must be (a whole number|a number|from -10 to 10), got "):
+        calls[name]()

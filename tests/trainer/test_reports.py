@@ -18,7 +18,7 @@ from lm_trainer.command import main as lm_train
 from lm_trainer.reports.summary import read_summary
 from lm_trainer.run import rate_finder
 from lm_trainer.run.checkpoint import load_checkpoint
-from lm_trainer.training.loop import Progress
+from lm_trainer.training.snapshot import Progress
 
 
 class Page(HTMLParser):
@@ -76,7 +76,7 @@ def test_a_text_that_is_html_stays_text(invoke: Invoke, tmp_path: Path, options:
 
 
 def test_early_stopping_is_told_and_can_be_taken_back(invoke: Invoke, tmp_path: Path) -> None:
-    """On so small a text an eager network soon knows it by heart."""
+    """On so small a text a network with a high learning rate soon overfits."""
     options = [TINY, *SMALL, "--lr", 0.05, "--out", "run"]
     code, _, err = invoke(lm_train, *options, "--epochs", 40, "--patience", 2)
     assert code == 0
@@ -204,10 +204,10 @@ def test_events_are_the_metrics_also_after_a_run_was_killed(
 
     options = [TINY, *SMALL, "--epochs", 3, "--clip-norm", 1, "--out", "run", "--tensorboard"]
     with monkeypatch.context() as patch:
-        patch.setattr("lm_trainer.training.progress._RunBar._record", kill)
+        patch.setattr("lm_trainer.training.terminal._RunBar._record", kill)
         with pytest.raises(KilledError):
             invoke(lm_train, *options)
-    step = load_checkpoint(tmp_path / "run/last.pt")["progress"]["step"]
+    step = load_checkpoint(tmp_path / "run/last.pt").progress.step
     assert events(tmp_path / "run").Scalars("loss/train")[-1].step > step
     assert invoke(lm_train, *options, "--resume")[0] == 0
     check_events(tmp_path / "run")

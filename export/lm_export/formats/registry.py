@@ -67,6 +67,16 @@ FORMATS = {
         "lm_export.formats.arpa",
         {ARPA: "n-grams as ARPA"},
     ),
+    "sherpa": Format(
+        "graphs for sherpa-onnx: shallow fusion and rescoring",
+        "lm_export.formats.sherpa",
+        {
+            "sherpa/online.onnx": "sherpa-onnx, online",
+            "sherpa/online.int8.onnx": "sherpa-onnx, online, int8",
+            "sherpa/offline.onnx": "sherpa-onnx, offline",
+            "sherpa/offline.int8.onnx": "sherpa-onnx, offline, int8",
+        },
+    ),
 }
 """Each format by its name."""
 

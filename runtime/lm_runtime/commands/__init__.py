@@ -6,7 +6,10 @@ call, 1 for a run that failed, 130 for an interruption.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
+import re
 import signal
 import sys
 import threading
@@ -19,16 +22,42 @@ from typing import Any, NoReturn
 
 import click
 
+from lm_runtime.commands import output
+from lm_runtime.commands.messages import note, one_line
+from lm_runtime.commands.options import GroupedCommand, option
 from lm_runtime.files import UnusableFileError
+
+__all__ = [
+    "Command",
+    "Progress",
+    "file_size",
+    "imports",
+    "machine_fault",
+    "note",
+    "where_it_runs",
+    "which_graph",
+]
 
 _EXTRAS = {"llguidance": ("regex",) * 2, "tensorboard": ("tensorboard",) * 2}
 """The extra that brings a module, as pip takes it and as it is called; all others are of the training."""
 
-_DEVICES = ("CUDA", "cuDNN", "CUBLAS", "NCCL")
-"""What an error names that is a device's."""
+_OUT_OF_MEMORY = re.compile(
+    "out of memory|not enough memory|[Cc]an(no|')t allocate memory|[Ff]ailed to allocate|bad[ _]alloc|"
+    "ALLOC_FAILED|OUT_OF_MEMORY"
+)
+"""As torch, onnxruntime, CUDA, and the libraries of C++ and C say it."""
+_OF_DEVICE = re.compile(
+    "(CUDA|CUDNN|cuDNN|CUBLAS|NCCL) (error|failure|driver)|No CUDA GPUs|(CUDNN|CUBLAS)_STATUS_"
+)
+_OF_SYSTEM = re.compile("can't start new thread|Resource temporarily unavailable|Too many open files")
+_OF_PROGRAM = re.compile("device-side assert|invalid argument|invalid configuration|misaligned")
+"""What a device says of a program that is wrong."""
+
+WHERE_IT_RUNS = "Where it runs"
+"""The heading of the options that say where."""
 
 
-class Command(click.Command):
+class Command(GroupedCommand):
     """A command that ends in one line when it cannot do what was asked."""
 
     _interrupted = False
@@ -36,17 +65,17 @@ class Command(click.Command):
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Run the command and exit the process."""
         kwargs["standalone_mode"] = False
+        _fill_closed_streams()
         if sys.stdout is None:
             self._fail("standard output is closed", 1)
         try:
-            with _handling(self._interrupt):
+            with output.whole_output(), _handling(self._interrupt):
                 code = super().main(*args, **kwargs)
-                sys.stdout.flush()
         except click.UsageError as error:
             self._fail(error.format_message() + _see_help(error), 2)
         except click.ClickException as error:
             self._fail(error.format_message(), 1)
-        except click.Abort:
+        except (click.Abort, KeyboardInterrupt):
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough, also while Python shuts down
             self._fail("interrupted", 130)
         except UnicodeEncodeError as error:
@@ -60,20 +89,26 @@ class Command(click.Command):
             self._fail(
                 f"{error.name} is not installed; install the {called} extra: pip install 'steplm[{extra}]'", 1
             )
+        except (
+            ImportError
+        ) as error:  # of a library that is there: no memory for it, or another one is missing
+            self._fail(str(error), 1)
         except MemoryError:
             self._fail("out of memory", 1)
         except OSError as error:
-            if error.errno == errno.EPIPE:
-                # Whoever read our output has seen enough; nothing is left to flush.
-                sys.stdout = None
-                sys.exit(1)
+            if error.errno == errno.EPIPE and error.filename == output.NAME:
+                sys.exit(1)  # whoever read it has seen enough
             self._fail(
                 f"{error.filename or 'writing'}: {error.strerror}" if error.strerror else str(error), 1
             )
-        except RuntimeError as error:
+        except Exception as error:
             if not (fault := machine_fault(error)):
                 raise
             self._fail(fault, 1)
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # of a library in Rust, which has said where
+                raise
+            self._fail(f"a library failed on this input: {error}", 1)
         sys.exit(code if isinstance(code, int) else 0)
 
     def check_interrupted(self) -> None:
@@ -90,20 +125,32 @@ class Command(click.Command):
         raise KeyboardInterrupt
 
     def _fail(self, message: str, status: int) -> NoReturn:
-        click.echo(f"{self.name}: {' '.join(message.split())}", err=True)
+        note(f"{self.name}: {one_line(message)}")
         sys.exit(status)
 
 
 def machine_fault(error: Exception) -> str:
     """What to say of an error of torch or onnxruntime that is the machine's fault, one line; else nothing.
 
-    Memory, also a device's, is used up, or a device has failed.
+    Memory, also a device's, is used up, a device has failed, or the system gives no more threads or files.
     """
     text = str(error)
-    of_device = any(word in text for word in _DEVICES)
-    if "out of memory" in text or ("alloc" in text and not of_device):
+    if _OUT_OF_MEMORY.search(text):
         return "out of memory"
-    return text.splitlines()[0] if of_device or "memory" in text else ""
+    if _OF_SYSTEM.search(text) or (_OF_DEVICE.search(text) and not _OF_PROGRAM.search(text)):
+        return text.splitlines()[0]
+    return ""
+
+
+def _fill_closed_streams() -> None:
+    """Open what is closed of standard input and error, so that no file of the command takes its place."""
+    for descriptor in (0, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, which is this one
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
 
 
 @contextmanager
@@ -136,37 +183,37 @@ def _see_help(error: click.UsageError) -> str:
 
 def where_it_runs(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options of every command that opens a bundle."""
-    for option in (
-        click.option(
-            "--threads", type=click.IntRange(1, 1024), help="CPU threads.  [default: onnxruntime's choice]"
+    for decorate in (
+        option(
+            "--threads",
+            type=click.IntRange(1, 1024),
+            group=WHERE_IT_RUNS,
+            help="CPU threads.  [default: onnxruntime's choice]",
         ),
-        click.option(
+        option(
             "--provider",
+            group=WHERE_IT_RUNS,
             type=click.Choice(["auto", "cpu", "cuda"]),
             default="auto",
             show_default=True,
             help="Where it runs.",
         ),
     ):
-        function = option(function)
+        function = decorate(function)
     return function
 
 
 def which_graph(function: Callable[..., Any]) -> Callable[..., Any]:
     """The option of a command that runs one of the bundle's graphs."""
-    option = click.option(
+    decorate = option(
         "--precision",
+        group=WHERE_IT_RUNS,
         type=click.Choice(["fp32", "int8"]),
         default="fp32",
         show_default=True,
         help="Which graph.",
     )
-    return option(function)
-
-
-def note(text: str) -> None:
-    """Tell the person at the terminal something that is not part of the result."""
-    click.echo(text, err=True)
+    return decorate(function)
 
 
 def file_size(size: float) -> str:
@@ -199,4 +246,6 @@ class Progress:
             self._told = now
             left = (now - self._begun) * (self._total - done) / (done - before)
             text = f"{done / self._total:4.0%}, {timedelta(seconds=round(left))} left"
-            click.echo(f"{text}\r", err=True, nl=False)
+            with contextlib.suppress(OSError):
+                sys.stderr.write(f"{text}\r")
+                sys.stderr.flush()

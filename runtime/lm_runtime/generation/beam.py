@@ -1,7 +1,7 @@
 """Beam search: the most probable continuations that a search of fixed width finds.
 
-Every step reads one token of each live beam in one call of the model. Knows nothing about sampling: the
-probabilities are the model's own.
+Every step reads one token of each live beam in one call of the model. The probabilities are the model's own:
+no temperature, filter or penalty applies.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from lm_runtime.generation.session import Session
 from lm_runtime.models.protocol import StepModel
 from lm_runtime.models.state import take_states
-from lm_runtime.sampling.filters import log_probabilities
+from lm_runtime.sampling.sampler import NotFiniteError
+from lm_runtime.settings import check_number
+from lm_runtime.softmax import log_softmax
 
 _MOST_PENALTY = 10
 
@@ -29,7 +31,7 @@ class BeamHypothesis:
     tokens: tuple[int, ...]
     """The ids; the last one is ``<eos>``, unless the text was cut at ``max_tokens``."""
     log_probability: float
-    """Of all ``tokens`` behind the prompt, natural logarithm."""
+    """Of all ``tokens`` after the prompt, natural logarithm."""
     score: float
     """``log_probability / len(tokens) ** length_penalty``."""
 
@@ -60,13 +62,13 @@ def beam_search(
     that it has, is no better than the worst of them. Up to a ``length_penalty`` of 0 no later text could
     have been better; above, a longer text might have been, since its score is divided by more.
 
-    With one beam the text is the greedy one. More beams find a best text of a better score as a rule, but
-    not always.
+    With one beam the text is the greedy one. More beams usually find a text of a better score, but not
+    always.
 
     Args:
         model: from :func:`lm_runtime.load`.
         prompt: what the texts continue; a session stays as it is.
-        beams: how many live on at each step, and the most that are returned.
+        beams: the number that live on at each step, and the most that are returned.
         max_tokens: the most tokens of a text, ``<eos>`` included.
         length_penalty: above 0 it favours long texts, below 0 short ones.
         allow_unk: whether ``<unk>`` may come in a text.
@@ -76,14 +78,11 @@ def beam_search(
 
     Raises:
         ValueError: an argument is out of its range.
+        NotFiniteError: the model's logits are NaN or infinite.
     """
-    for name, value in (("beams", beams), ("max_tokens", max_tokens)):
-        if type(value) is not int or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-    if not -_MOST_PENALTY <= length_penalty <= _MOST_PENALTY:
-        raise ValueError(
-            f"length_penalty must be from -{_MOST_PENALTY} to {_MOST_PENALTY}, got {length_penalty}"
-        )
+    check_number("beams", beams, int, low=1)
+    check_number("max_tokens", max_tokens, int, low=1)
+    check_number("length_penalty", length_penalty, float, low=-_MOST_PENALTY, high=_MOST_PENALTY)
     session = prompt if isinstance(prompt, Session) else Session.start(model, prompt)
     session.require_rest()
     eos_id = model.tokenizer.eos_id
@@ -94,7 +93,9 @@ def beam_search(
     finished: list[BeamHypothesis] = []
     for length in range(1, max_tokens + 1):
         logits, state = model.step(np.array(read, dtype=np.int64)[:, None], state)
-        scores = log_probabilities(logits[:, 0])  # (beams, vocab)
+        scores = log_softmax(logits[:, 0])  # (beams, vocab)
+        if np.isnan(scores).any():
+            raise NotFiniteError(0)
         if unk_id is not None:
             scores[:, unk_id] = -math.inf
         scores += np.array([beam.log_probability for beam in live])[:, None]

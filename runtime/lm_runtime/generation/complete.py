@@ -1,6 +1,6 @@
 """Completions: many prompts, or many texts of one prompt, each as one value, in order.
 
-Knows nothing about files: see :mod:`lm_runtime.commands.generate` for JSON Lines.
+Knows nothing about files or JSON: see :mod:`lm_runtime.wire`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from lm_runtime.generation.engine import Engine, Piece
 from lm_runtime.generation.session import Session
 from lm_runtime.models.protocol import StepModel
 from lm_runtime.sampling.params import SamplingParams
+from lm_runtime.settings import check, setting, short
 
 _PROMPTS_KEPT = 16
 _AHEAD = 16  # batches that may be finished before the first text that is not
@@ -20,16 +21,23 @@ _AHEAD = 16  # batches that may be finished before the first text that is not
 
 @dataclass(frozen=True)
 class Request:
-    """One text that is asked for."""
+    """One text that is asked for.
 
-    prompt: str = ""
-    """What it continues."""
+    Raises:
+        ValueError: a value has the wrong type or range.
+    """
+
+    prompt: str = setting("", help="What it continues.")
     params: SamplingParams = field(default_factory=SamplingParams)
     """How its tokens are chosen, and when it ends."""
-    seed: int = 0
-    """Of its generator, at least 0."""
-    index: int = 0
-    """Which of the samples of that seed."""
+    seed: int = setting(0, help="Of its generator.", low=0)
+    index: int = setting(0, help="Which of the samples of that seed.", low=0)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def __repr__(self) -> str:
+        return f"Request({short(self.prompt)}, {self.params}, seed={self.seed}, index={self.index})"
 
 
 @dataclass(frozen=True)
@@ -43,12 +51,15 @@ class Completion:
     finish: str
     """Why it ended, as :attr:`lm_runtime.generation.engine.Piece.finish`."""
 
+    def __repr__(self) -> str:
+        return f"Completion({short(self.text)}, {len(self.pieces)} tokens, finish={self.finish!r})"
+
 
 def complete(model: StepModel, requests: Iterable[Request], *, max_batch: int = 32) -> Iterator[Completion]:
     """Complete many requests, as one batch that the next ones enter as others end.
 
-    Requests are taken as there is room for them, and a prompt that comes again soon is read once. A text is,
-    token for token, what it is alone (in fp32).
+    Requests are taken as there is room for them, and a prompt that comes again soon is read once. A text has
+    the tokens that it has alone (in fp32).
 
     Args:
         model: from :func:`lm_runtime.load`.
@@ -60,6 +71,7 @@ def complete(model: StepModel, requests: Iterable[Request], *, max_batch: int = 
 
     Raises:
         ValueError: a request's parameters do not fit the model's vocabulary.
+        NotFiniteError: the model's logits are NaN or infinite.
     """
     engine = Engine(model, max_batch=max_batch)
     prompts: OrderedDict[str, Session] = OrderedDict()

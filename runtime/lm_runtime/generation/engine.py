@@ -1,31 +1,32 @@
 """The engine: one batch that sessions enter and leave at any step.
 
 Each session brings its own parameters and draws from its own generator, and no choice looks at another
-session: whatever the others do, its tokens are those that it has alone (exact in fp32). A server is a loop
+session: whatever the others do, its tokens are those it has alone (exact in fp32). A server is a loop
 around :meth:`Engine.step`.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
+from threading import RLock
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lm_runtime.generation.session import Session
 from lm_runtime.models.protocol import StepModel
 from lm_runtime.models.state import check_state, join_states, state_of
-from lm_runtime.sampling.filters import Logits, log_probabilities
+from lm_runtime.sampling.constraint import compiled
+from lm_runtime.sampling.filters import Logits
 from lm_runtime.sampling.params import SamplingParams
-from lm_runtime.sampling.sampler import Sampler, look_back
+from lm_runtime.sampling.processors import Constraint, Processor, processors_of
+from lm_runtime.sampling.sampler import NotFiniteError, Sampler
+from lm_runtime.settings import check_number
+from lm_runtime.softmax import log_softmax
 
 if TYPE_CHECKING:
     from lm_runtime.models.protocol import Stepper
-    from lm_runtime.sampling.constraint import Matcher, Pattern
     from lm_runtime.tokenizer import Tokenizer
 
 
@@ -44,7 +45,7 @@ class Piece:
     or ``stuck`` (no token is allowed, or the regular expression became too complex)."""
     log_probability: float | None = None
     """The model's, before temperature and penalties; None where it was not asked for."""
-    alternatives: tuple[tuple[int, float], ...] = ()
+    alternatives: tuple[tuple[int, float], ...] = field(default=(), repr=False)
     """The most probable tokens and their log-probabilities, best first."""
 
 
@@ -62,14 +63,18 @@ class Engine:
     in between it belongs to the engine. What it holds back of an unfinished character or of the beginning of
     a stop string stays in it, for :meth:`Session.flush`.
 
+    One thread steps; others may add and cancel, and wait while a step runs.
+
     Args:
         model: from :func:`lm_runtime.load`.
         max_batch: the most sessions in one step; more wait, first come, first served.
+
+    Raises:
+        ValueError: max_batch is out of its range.
     """
 
     def __init__(self, model: StepModel, *, max_batch: int = 64) -> None:
-        if max_batch < 1:
-            raise ValueError(f"max_batch must be at least 1, got {max_batch}")
+        check_number("max_batch", max_batch, int, low=1)
         self._model = model
         self._max_batch = max_batch
         self._added = 0
@@ -77,10 +82,15 @@ class Engine:
         self._running: list[_Row] = []
         self._groups: list[_Group] = []
         self._stepper: Stepper | None = None  # None: the sessions hold their states themselves
+        self._lock = RLock()  # of all that is above
+        self._stepping = False
 
     def __len__(self) -> int:
         """How many sessions run or wait."""
         return len(self._running) + len(self._waiting)
+
+    def __repr__(self) -> str:
+        return f"Engine({len(self._running)} running, {len(self._waiting)} waiting of {self._max_batch})"
 
     def add(self, session: Session, params: SamplingParams | None = None) -> int:
         """Let a session enter at the next step, or as soon as there is room.
@@ -91,25 +101,29 @@ class Engine:
             the index that its pieces have: 0 for the first session added, and so on.
 
         Raises:
-            ValueError: the parameters do not fit the vocabulary, the regular expression is none, the session
-                is in an engine already, or it is another model's.
+            ValueError: the parameters do not fit the vocabulary, the regular expression cannot be used, the
+                session is in an engine already, or it is another model's.
         """
         session.require_rest()
         check_state(self._model, session.state)
-        row = _Row(self._added, session, params or SamplingParams(), self._model.tokenizer)
-        self._added += 1
-        if row.left:
-            session.running = True
-            self._waiting.append(row)
+        row = _Row(session, params or SamplingParams(), self._model.tokenizer)
+        with self._lock:
+            session.require_rest()
+            row.index = self._added
+            self._added += 1
+            if row.left:
+                session.running = True
+                self._waiting.append(row)
         return row.index
 
     def cancel(self, index: int) -> None:
         """Let a session leave where it is; one that is not here any more is no error."""
-        self._settle()
-        for row in (*self._running, *self._waiting):
-            row.session.running &= row.index != index
-        self._waiting = deque(row for row in self._waiting if row.index != index)
-        self._running = [row for row in self._running if row.index != index]
+        with self._lock:
+            self._settle()
+            for row in (*self._running, *self._waiting):
+                row.session.running &= row.index != index
+            self._waiting = deque(row for row in self._waiting if row.index != index)
+            self._running = [row for row in self._running if row.index != index]
 
     def step(self) -> list[Piece]:
         """Add one token to each running session.
@@ -118,7 +132,31 @@ class Engine:
 
         Returns:
             a piece for each; those with equal parameters in the order in which they were added.
+
+        Raises:
+            NotFiniteError: the model's logits for one session are NaN or infinite. It leaves without the
+                token; the others are where they were, and the next step goes on with them.
+            RuntimeError: another thread is stepping.
         """
+        if self._stepping:
+            raise RuntimeError("another thread is stepping this engine; the others may add and cancel")
+        with self._lock:
+            try:
+                self._stepping = True
+                return self._step()
+            finally:
+                self._stepping = False
+
+    def close(self) -> None:
+        """Let every session leave where it is."""
+        with self._lock:
+            self._settle()
+            for row in (*self._running, *self._waiting):
+                row.session.running = False
+            self._waiting.clear()
+            self._running.clear()
+
+    def _step(self) -> list[Piece]:
         if self._stepper is None or (self._waiting and len(self._running) < self._max_batch):
             self._settle()
             self._stepper = self._regroup()
@@ -129,7 +167,9 @@ class Engine:
         try:
             logits = self._stepper.step([row.session.token for row in self._running])
             stepped = True
-            tokens = [token for group in self._groups for token in group.choose(logits)]
+            for group in self._groups:  # all before any generator draws: a failure changes no other text
+                group.weigh(logits)
+            tokens = [token for group in self._groups for token in group.choose()]
             # All sessions first, so that each is whole should the reader of the pieces break off.
             for row, token in zip(self._running, tokens, strict=True):
                 pieces.append(row.take(token))
@@ -137,21 +177,14 @@ class Engine:
             for row in self._running[len(pieces) :]:
                 row.rewinds = stepped
             self._settle()
+            self._running = [row for row in self._running if not row.finished]
             raise
         for group in self._groups:
-            group.report(pieces, logits)
+            group.add_log_probabilities(pieces, logits)
         if any(row.finished for row in self._running):
             self._settle()
             self._running = [row for row in self._running if not row.finished]
         return pieces
-
-    def close(self) -> None:
-        """Let every session leave where it is."""
-        self._settle()
-        for row in (*self._running, *self._waiting):
-            row.session.running = False
-        self._waiting.clear()
-        self._running.clear()
 
     def _settle(self) -> None:
         """Give the sessions their states; some did not take the token of the last step."""
@@ -189,32 +222,42 @@ class _Group:
     def __init__(self, rows: list[_Row], start: int, tokenizer: Tokenizer) -> None:
         self._rows = rows
         self._slice = slice(start, start + len(rows))
-        self._params = params = rows[0].params
+        self._logprobs = rows[0].params.logprobs
+        params = rows[0].params
         unk_id = None if params.allow_unk else tokenizer.unk_id
         self._sampler = Sampler(params, tokenizer.vocab_size, len(rows), unk_id)
         self._generators = [row.session.generator for row in rows]
-        self._looks_back = params.looks_back
-        pairs = np.array(params.logit_bias, dtype=np.float64).reshape(-1, 2)
-        self._bias = pairs[:, 0].astype(np.int64), pairs[:, 1].astype(np.float32)
+        self._looks_back = rows[0].looks_back
 
-    def choose(self, logits: Logits) -> list[int]:
-        """A token for each row, of the logits ``(batch, vocab)`` of the whole batch."""
+    def weigh(self, logits: Logits) -> None:
+        """Take the logits ``(batch, vocab)`` of the whole batch.
+
+        Raises:
+            NotFiniteError: those of a row are NaN or infinite; that row is finished.
+        """
         own = logits[self._slice]
         if self._looks_back:
-            rows = zip(self._rows, own, strict=True)
-            own = np.stack([row.look_back(values, self._bias) for row, values in rows])
-        self._sampler.weigh(own)
+            own = np.stack([row.process(values) for row, values in zip(self._rows, own, strict=True)])
+        try:
+            self._sampler.weigh(own)
+        except NotFiniteError as error:
+            row = self._rows[error.row]
+            row.finished = True
+            raise NotFiniteError(row.index, f"text {row.index} ends: {error}") from None
+
+    def choose(self) -> list[int]:
+        """A token for each row."""
         return self._sampler.choose(self._generators)
 
-    def report(self, pieces: list[Piece], logits: Logits) -> None:
+    def add_log_probabilities(self, pieces: list[Piece], logits: Logits) -> None:
         """Set log-probabilities into the group's own of ``pieces``, if they were asked for."""
-        if self._params.logprobs is None:
+        if self._logprobs is None:
             return
         for number in range(self._slice.start, self._slice.stop):
             token = pieces[number].token
             if token is not None:
-                values = log_probabilities(logits[number])
-                order = np.argsort(-values, kind="stable")[: self._params.logprobs].tolist()
+                values = log_softmax(logits[number])
+                order = np.argsort(-values, kind="stable")[: self._logprobs].tolist()
                 pieces[number] = replace(
                     pieces[number],
                     log_probability=float(values[token]),
@@ -225,106 +268,70 @@ class _Group:
 class _Row:
     """A session in the batch, and how much of its text is still to come."""
 
-    def __init__(self, index: int, session: Session, params: SamplingParams, tokenizer: Tokenizer) -> None:
+    def __init__(self, session: Session, params: SamplingParams, tokenizer: Tokenizer) -> None:
         params.check_ids(tokenizer.vocab_size)
-        self.index = index
+        self.index = 0
         self.session = session
         self.params = params
         self.left = params.max_tokens
         self.finished = False
         self.rewinds = False  # does not take the token of this step
-        self._vocab_size, self._eos_id = tokenizer.vocab_size, tokenizer.eos_id
-        self._unk_id = None if params.allow_unk else tokenizer.unk_id
-        self._banned = spellings(params.banned, tokenizer)
-        self._matcher = None
+        self._eos_id = tokenizer.eos_id
+        self._processors: list[Processor] = processors_of(params, tokenizer)
+        self._constraint: Constraint | None = None
         if params.regex is not None:
-            self._matcher = compiled(params.regex, tokenizer).matcher(session.token == tokenizer.eos_id)
-        self._end: int | None = None  # the token that would end a text that matches
+            matcher = compiled(params.regex, tokenizer).matcher(session.token == tokenizer.eos_id)
+            self._constraint = Constraint(matcher, tokenizer.eos_id)
+            self._processors.append(self._constraint)
         self._stuck = False
-        self._matched = False  # the text matches, and no longer one does
-        self._is_bounded = bool(params.stop or session.stops.held) or params.looks_back
+        self._scans_stops = bool(params.stop or session.stops.held)
 
-    def look_back(self, logits: Logits, bias: tuple[NDArray[np.int64], NDArray[np.float32]]) -> Logits:
+    @property
+    def looks_back(self) -> bool:
+        """Whether its logits depend on its text."""
+        return bool(self._processors)
+
+    def process(self, logits: Logits) -> Logits:
         """The row's logits ``(vocab,)`` by all that depends on its text."""
-        allowed = None
-        if self._matcher is not None:
-            allowed = self._allowed(self._matcher)
         history = self.session.history
-        result = look_back(logits, history, self.params, bias=bias, banned=self._banned, allowed=allowed)
-        if self._unk_id is not None:
-            result[self._unk_id] = -np.inf
-        self._stuck = bool(np.isneginf(result).all())
+        for process in self._processors:
+            logits = process(logits, history)
+        self._stuck = logits.item(logits.argmax()) == -np.inf
         if self._stuck:
-            result[self._eos_id] = 0  # something to choose, which is not taken
-        return result
-
-    def _allowed(self, matcher: Matcher) -> NDArray[np.bool_]:
-        try:
-            allowed = matcher.allowed().copy()
-        except ValueError:  # too complex by now
-            return np.zeros(self._vocab_size, dtype=np.bool_)
-        # A line's end is the model's own sign that a text ends.
-        self._end = self._eos_id if matcher.complete and not allowed[self._eos_id] else None
-        allowed[self._eos_id] |= self._end is not None
-        return allowed
+            logits[self._eos_id] = 0  # something to choose, which is not taken
+        return logits
 
     def take(self, token: int) -> Piece:
         """Add ``token`` to the text, or end the text without it."""
-        if self._is_bounded and (why := self._ends_without(token)):
-            self.finished = self.rewinds = True
-            return Piece(self.index, "", None, why)
+        finish = None
+        if self._processors:
+            ends, finish = self._follow(token)
+            if ends:
+                self.finished = self.rewinds = True
+                return Piece(self.index, "", None, finish)
         session = self.session
         session.token = token
         session.position += 1
         session.history.push(token)
         text = session.decoder.push(token)
         self.left -= 1
-        finish = None if self.left else "length"
-        if self._is_bounded:
-            finish = "regex" if self._matched else finish
-            if self.params.stop or session.stops.held:
-                text, stopped = session.stops.push(text, self.params.stop)
-                finish = "stop" if stopped else finish
+        if finish is None and not self.left:
+            finish = "length"
+        if self._scans_stops:
+            text, stopped = session.stops.push(text, self.params.stop)
+            finish = "stop" if stopped else finish
         self.finished = finish is not None
         return Piece(self.index, text, token, finish)
 
-    def _ends_without(self, token: int) -> str | None:
-        """Why the text ends before ``token``; else the constraint follows it."""
+    def _follow(self, token: int) -> tuple[bool, str | None]:
+        """Whether the text ends before ``token``, and why it ends there or with it."""
         if self._stuck:
-            return "stuck"
-        if self._matcher is None:
-            return None
-        if token == self._end:
-            return "regex"
+            return True, "stuck"
+        if self._constraint is None:
+            return False, None
+        if self._constraint.ends_before(token):
+            return True, "regex"
         try:
-            self._matcher.push(token)
-            self._matched = self._matcher.finished
+            return False, "regex" if self._constraint.take(token) else None
         except ValueError:
-            return "stuck"
-        return None
-
-
-@lru_cache(maxsize=8)
-def compiled(regex: str, tokenizer: Tokenizer) -> Pattern:
-    """The regular expression, compiled for the tokenizer.
-
-    Raises:
-        ValueError: it is none.
-    """
-    from lm_runtime.sampling.constraint import Pattern  # needs an extra, and is not always needed
-
-    return Pattern(regex, tokenizer)
-
-
-def spellings(texts: Iterable[str], tokenizer: Tokenizer) -> list[tuple[int, ...]]:
-    """The sequences of ids that spell ``texts``, within a line and behind a space.
-
-    A text that the vocabulary cannot spell is never generated anyway.
-    """
-    sequences: dict[tuple[int, ...], None] = {}
-    for text in texts:
-        for spelled in (text, f" {text}") if tokenizer.kind in ("bpe", "other") else (text,):
-            ids = tuple(tokenizer.encode(spelled))
-            if ids and (tokenizer.unk_id not in ids or text == tokenizer.tokens[tokenizer.unk_id or 0]):
-                sequences[ids] = None
-    return list(sequences)
+            return True, "stuck"

@@ -1,7 +1,7 @@
 """Generation: texts from a prompt, as :class:`lm_runtime.generation.engine.Engine` runs them.
 
-Every sequence draws from a generator of its own, made from (seed, index): sample 3 of a batch of 8 is, token
-for token, what it would be alone.
+Every sequence draws from a generator of its own, made from (seed, index): sample 3 of a batch of 8 has the
+tokens that it has alone.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import numpy as np
 from lm_runtime.generation.engine import Engine, Piece
 from lm_runtime.generation.session import Session
 from lm_runtime.models.protocol import StepModel
-from lm_runtime.sampling.filters import log_probabilities
 from lm_runtime.sampling.params import SamplingParams
+from lm_runtime.sampling.sampler import NotFiniteError
+from lm_runtime.settings import check_number
+from lm_runtime.softmax import log_softmax
 
 
 def generate(
@@ -30,12 +32,21 @@ def generate(
 
     Args:
         model: from :func:`lm_runtime.load`.
-        prompt: what the text continues; the pieces do not repeat it. A session goes on where it is, with
+        prompt: what the text continues; the text does not repeat it. A session goes on where it is, with
             its own generator, and is where the text ends afterwards.
         params: how to choose; by default as :class:`SamplingParams`.
         seed: of the generator, at least 0.
         index: which of the samples of that seed.
+
+    Yields:
+        text as it becomes certain.
+
+    Raises:
+        ValueError: an argument is out of its range.
+        NotFiniteError: the model's logits are NaN or infinite.
     """
+    check_number("seed", seed, int, low=0)
+    check_number("index", index, int, low=0)
     session = prompt if isinstance(prompt, Session) else Session.start(model, prompt, seed=seed, index=index)
     for piece in generate_batch(model, [session], params):
         text = piece.text + (session.last_words(piece.finish) if session is not prompt else "")
@@ -63,6 +74,9 @@ def generate_samples(
     Yields:
         a piece for each sample and step, in the order of ``indices``; its index is that of the sample.
     """
+    check_number("seed", seed, int, low=0)
+    for index in indices:
+        check_number("index", index, int, low=0)
     first = prompt if isinstance(prompt, Session) else Session.start(model, prompt, seed=seed)
     sessions = [first.fork(seed=seed, index=index) for index in indices]
     for piece in generate_batch(model, sessions, params):
@@ -73,7 +87,7 @@ def generate_samples(
 def generate_batch(
     model: StepModel, sessions: Sequence[Session], params: SamplingParams | None = None
 ) -> Iterator[Piece]:
-    """Go on with several sessions at once, of whatever prompts and lengths.
+    """Continue several sessions at once, whatever their prompts and lengths.
 
     A session that has ended leaves the batch, and the others go on without it. Each session is where its
     text ends afterwards, also when the iteration is broken off. What it holds back of an unfinished
@@ -112,14 +126,14 @@ def suggest(
 
     Raises:
         ValueError: k is out of its range.
+        NotFiniteError: the model's logits are NaN or infinite.
     """
-    if not 1 <= k <= model.tokenizer.vocab_size:
-        raise ValueError(f"k must be from 1 to {model.tokenizer.vocab_size}, got {k}")
-    if isinstance(k, bool) or not isinstance(k, int):
-        raise ValueError(f"k must be a whole number, got {k!r}")
+    check_number("k", k, int, low=1, high=model.tokenizer.vocab_size)
     session = prompt if isinstance(prompt, Session) else Session.start(model, prompt)
     session.require_rest()
-    probabilities = np.exp(log_probabilities(model.stepper(session.state).step([session.token])[0]))
+    probabilities = np.exp(log_softmax(model.stepper(session.state).step([session.token])[0]))
+    if not np.isfinite(probabilities).all():
+        raise NotFiniteError(0)
     order = np.argsort(-probabilities, kind="stable")
     unk_id = None if allow_unk else model.tokenizer.unk_id
     best = [int(token) for token in order if token != unk_id][:k]

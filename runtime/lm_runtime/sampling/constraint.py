@@ -1,4 +1,4 @@
-"""Constraints: which tokens may come next so that a text can still match a regular expression as a whole.
+"""Constraints: which tokens may come next so that the whole text can still match a regular expression.
 
 The expressions are those of ``llguidance``: Python's ``re`` without look-around, word boundaries and
 back-references. Knows nothing about models or sampling.
@@ -8,36 +8,50 @@ from __future__ import annotations
 
 import copy
 import re
+from functools import lru_cache
 from string import ascii_lowercase, ascii_uppercase, digits
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lm_runtime.settings import short
 from lm_runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
 
-# The library would leave one spelling where the next bytes are certain; here every spelling is allowed.
+# Where the next bytes are certain, the library would leave one spelling; here every spelling is allowed.
 _START = '%llguidance {"no_forcing": true}\nstart: TEXT\n'
 # What a tokenizer of each kind can spell, within a line and from a line's start; without it, a text could
-# lead to where no token goes on. Byte-level BPE spells everything. For words the line break behind the text
+# lead to where no token goes on. Byte-level BPE spells everything. For words, the line break after the text
 # shows where a word may end (see Matcher._find).
-_LINES = '("\\n" LINE)*) "\\n"\nLINE: (PIECE (" " PIECE)*)?\n'
+_LINES = '("\\n" LINE)*) "\\n"\nLINE: (UNIT (" " UNIT)*)?\n'
 _TEXTS = {
     "bpe": ("TEXT: PATTERN\n",) * 2,
-    "char": ("TEXT: PATTERN & PIECE*\n",) * 2,
-    "word": ('TEXT: (PATTERN & (" " PIECE)* ' + _LINES, "TEXT: (PATTERN & LINE " + _LINES),
+    "char": ("TEXT: PATTERN & UNIT*\n",) * 2,
+    "word": ('TEXT: (PATTERN & (" " UNIT)* ' + _LINES, "TEXT: (PATTERN & LINE " + _LINES),
 }
-# The library's limits: of work in one step, whose default ten thousand words use up, and of the states that
-# all texts of a pattern may come to, about a kilobyte each.
-_FUEL = 10**9
+# The library's limits: of work in one step, a fraction of a second (its default is too little for ten
+# thousand words), and of the states that all texts of a pattern may reach, about a kilobyte each.
+_FUEL = 5 * 10**6
 _STATES = 250_000
+_LONGEST = 20_000  # characters of an expression; compiling is quadratic in some
 # What the library calls it where no text matches.
 _NOTHING = "NoExtensionBias"
 # The ranges of a class that have all of an alphabet.
 _WHOLE_RANGE = r"(?<!-)(a-z|A-Z|0-9)(?!-)"
+
+
+@lru_cache(maxsize=8)
+def compiled(regex: str, tokenizer: Tokenizer) -> Pattern:
+    """The regular expression, compiled for the tokenizer; the last few are kept.
+
+    Raises:
+        ValueError: it cannot be used.
+        ModuleNotFoundError: the extra ``regex`` is not installed.
+    """
+    return Pattern(regex, tokenizer)
 
 
 class Pattern:
@@ -48,7 +62,7 @@ class Pattern:
         tokenizer: of kind word, char or bpe.
 
     Raises:
-        ValueError: the expression is not valid, or the tokenizer is of another kind.
+        ValueError: the expression is not valid or too long, or the tokenizer is of another kind.
         ModuleNotFoundError: the extra ``regex`` is not installed.
     """
 
@@ -58,18 +72,21 @@ class Pattern:
         except ModuleNotFoundError as error:
             message = "llguidance is not installed; install the regex extra: pip install 'steplm[regex]'"
             raise ModuleNotFoundError(message, name=error.name) from None
+        self.name = f"regex {short(pattern)}"
+        """What messages call it."""
         if tokenizer.kind == "other":
-            raise ValueError(f"regex {pattern!r} needs a tokenizer of kind word, char or bpe, got another")
+            raise ValueError(f"{self.name} needs a tokenizer of kind word, char or bpe, got another")
+        if len(pattern) > _LONGEST:
+            raise ValueError(f"{self.name} has {len(pattern)} characters, more than {_LONGEST}")
         if problem := LLMatcher.validate_grammar(LLMatcher.grammar_from_regex(pattern)):
-            raise ValueError(f"regex {pattern!r}: {_reason(problem)}")
-        self.pattern = pattern
+            raise ValueError(f"{self.name}: {_reason(problem)}")
         self.tokenizer = tokenizer
         self.table = _Table(pattern, tokenizer)
         self._tokens = LLTokenizer(TokenizerWrapper(self.table), slices=[])
         grammar = f"{_START}PATTERN: /{regex_to_lark(pattern, '') or '(?:)'}/\n"
         if tokenizer.kind != "bpe":
-            pieces = "|".join(re.escape(piece.decode()) for piece in self.table.spelled)
-            grammar += f"PIECE: /{regex_to_lark(pieces, '')}/\n"
+            units = "|".join(re.escape(unit.decode()) for unit in self.table.units)
+            grammar += f"UNIT: /{regex_to_lark(units, '')}/\n"
         self._grammars = [grammar + text for text in _TEXTS[tokenizer.kind]]
         self._starts: dict[str, LLMatcher] = {}
 
@@ -77,7 +94,7 @@ class Pattern:
         """A matcher for a new text.
 
         Args:
-            line_start: whether the text begins a line. Within one, a word tokenizer sets a space before the
+            line_start: whether the text begins a line. Within one, a word tokenizer puts a space before the
                 first word too, which the expression has to match.
 
         Raises:
@@ -86,14 +103,14 @@ class Pattern:
         matcher = Matcher(self, line_start)
         if not matcher.complete and not matcher.allowed().any():
             hint = "" if line_start or self.tokenizer.kind != "word" else "; here a word follows a space"
-            raise ValueError(f"regex {self.pattern!r}: no text of this vocabulary matches{hint}")
+            raise ValueError(f"{self.name}: no text of this vocabulary matches{hint}")
         return matcher
 
     def start(self, line_start: bool, full: LLMatcher | None = None) -> LLMatcher:
         """Where a text begins, to be copied; made anew if it is the one that is ``full``.
 
-        All copies share the states that any of them has come to, so that a second text is followed faster,
-        until there are too many.
+        All copies share the states that any of them has reached: a second text is followed faster, until
+        there are too many.
         """
         from llguidance import LLMatcher, LLParserLimits
 
@@ -117,7 +134,7 @@ class Matcher:
         self._seen: tuple[NDArray[np.bool_], bool] | None = None
 
     def allowed(self) -> NDArray[np.bool_]:
-        """Which tokens can come next ``(vocab,)``, read-only: those behind which some text matches.
+        """Which tokens can come next ``(vocab,)``, read-only: those after which some text matches.
 
         Raises:
             ValueError: the expression is too complex for this vocabulary.
@@ -164,7 +181,7 @@ class Matcher:
             try:
                 self._seen = self._find()
             except ValueError:
-                # Perhaps other texts have used up the states: once more, with none but this one's.
+                # Perhaps other texts have used up the states: once more, with this one's alone.
                 self._start = self._pattern.start(self._began_line, full=self._start)
                 self._engine = self._start.deep_copy()
                 self._engine.consume_tokens(list(self._entries))
@@ -174,24 +191,24 @@ class Matcher:
     def _find(self) -> tuple[NDArray[np.bool_], bool]:
         """Ask the library.
 
-        A word is allowed where a space or a line break can follow it: only so is it a word, and not the
-        beginning of a longer one. The grammar has a line break behind every text, so one can follow also
+        A word is allowed where a space or a line break can follow it: only then is it a word, and not the
+        beginning of a longer one. The grammar has a line break after every text, so one can also follow
         where the text ends, and then nothing follows the line break.
         """
         table, eos_id = self._table, self._pattern.tokenizer.eos_id
         here = self._possible(self._engine)
         if self._pattern.tokenizer.kind == "word":
-            words = here if self._line_start else self._behind(table.space, here)[0]
-            behind, complete = self._behind(int(table.entry[eos_id]), here)
+            words = here if self._line_start else self._after(table.space, here)[0]
+            after, complete = self._after(int(table.entry[eos_id]), here)
             allowed = (words[table.with_space] | words[table.with_break])[table.entry]
-            allowed[eos_id] = behind.any()
+            allowed[eos_id] = after.any()
         else:
             allowed, complete = here[table.entry], self._engine.is_accepting()
         allowed.flags.writeable = False
         return allowed, complete
 
-    def _behind(self, entry: int, here: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], bool]:
-        """The entries possible behind ``entry``, and whether the grammar can end there."""
+    def _after(self, entry: int, here: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], bool]:
+        """The entries possible after ``entry``, and whether the grammar can end there."""
         if not here[entry]:
             return np.zeros_like(here), False
         engine = self._engine.deep_copy()
@@ -203,41 +220,41 @@ class Matcher:
         mask = np.frombuffer(engine.compute_bitmask(), dtype=np.uint8)
         problem = _reason(engine.get_error())
         if problem and problem != _NOTHING:
-            raise ValueError(f"regex {self._pattern.pattern!r}: too complex for this vocabulary ({problem})")
+            raise ValueError(f"{self._pattern.name}: too complex for this vocabulary ({problem})")
         return np.unpackbits(mask, count=self._table.eos_token_id, bitorder="little").view(np.bool_)
 
 
 class _Table:
     """What the grammar is asked about, under the names that ``llguidance`` wants.
 
-    Each spelling has one entry, however many tokens have it. For words these come three times, plain, with
-    a space, and with a line break behind them; then comes the space alone.
+    Each spelling has one entry, however many tokens have it. For words there are three of each: plain, with
+    a space after it, and with a line break; then comes the space alone.
     """
 
     bos_token_id = None
 
     def __init__(self, pattern: str, tokenizer: Tokenizer) -> None:
         words = tokenizer.kind == "word"
-        pieces = list(tokenizer.token_bytes)
+        spellings = list(tokenizer.token_bytes)
         if words and (alike := _alike(pattern)):
-            pieces = [piece.translate(alike) for piece in pieces]
+            spellings = [spelling.translate(alike) for spelling in spellings]
         if tokenizer.unk_id is not None:
-            pieces[tokenizer.unk_id] = b""  # matched by nothing
-        plain = {piece: entry for entry, piece in enumerate(dict.fromkeys(pieces))}
-        self.entry = np.array([plain[piece] for piece in pieces])
+            spellings[tokenizer.unk_id] = b""  # matched by nothing
+        plain = {spelling: entry for entry, spelling in enumerate(dict.fromkeys(spellings))}
+        self.entry = np.array([plain[spelling] for spelling in spellings])
         """The entry of each token, ``(vocab,)``."""
         self.tokens = list(plain)
-        self.spelled = [piece for piece in plain if piece and (not words or piece.split() == [piece])]
+        self.units = [unit for unit in plain if unit and (not words or unit.split() == [unit])]
         """What texts are made of."""
         size = len(plain)
         self.with_space, self.with_break = slice(size, 2 * size), slice(2 * size, 3 * size)
         self.space = 3 * size
         if words:
-            possible = set(self.spelled)
+            possible = set(self.units)
             for end in (b" ", b"\n"):
-                self.tokens += [piece + end if piece in possible else b"" for piece in plain]
+                self.tokens += [unit + end if unit in possible else b"" for unit in plain]
             self.tokens.append(b" ")
-        # The library wants a token that ends the text; 0xff marks it as no text.
+        # The library wants a token that ends the text; 0xff says that it is no text.
         self.eos_token_id = len(self.tokens)
         self.special_token_ids = [self.eos_token_id]
         self.tokens.append(b"\xff<end>")
@@ -248,11 +265,11 @@ class _Table:
 
 
 def _alike(pattern: str) -> bytes | None:
-    """Bytes that take each letter and digit to one that the expression cannot tell from it.
+    """A translation of bytes that maps letters and digits which the expression cannot tell apart to one.
 
-    ``.{0,80}`` treats all words of a length alike, ``[a-z ]+`` all of small letters: so ten thousand words
-    become a few, and a step takes a millisecond instead of a hundred. Letters that the expression names are
-    left as they are; where it has a form that could name letters in another way, all are.
+    ``.{0,80}`` treats all words of a length alike, ``[a-z ]+`` all words of small letters: ten thousand words
+    become a few, and a step takes a millisecond instead of a hundred. Letters that the expression names stay
+    as they are; all do where it has a form that could name letters in another way.
     """
     any_case = pattern.startswith("(?i)")
     rest = re.sub(r"\\[dDsSwWnrt.?*+|(){}\[\]^$/-]|\(\?:", ".", pattern.removeprefix("(?i)"))

@@ -1,67 +1,42 @@
-"""Filters: pure functions from the logits of one step to logits, as samplers are described by them.
+"""Filters: which tokens may be drawn, as pure functions of the logits of one step.
 
-All take logits ``(vocab,)`` and return new ones; a token that is ruled out has the logit minus infinity.
-Order and meaning are those of Hugging Face ``transformers``, and of OpenAI's interface for the frequency and
-presence penalties. Knows nothing about models or text.
+``keep_...`` takes logits ``(vocab,)`` and returns new ones, in which a token that is ruled out is minus
+infinity. Where it can be told without that whether one drawn token stays, ``..._keeps`` tells it from the
+weights of all, the exponentials of their logits. :data:`FILTERS` lists them in the order of Hugging Face
+``transformers``. Knows nothing about models or text.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Logits = NDArray[np.float32]
+Bools = NDArray[np.bool_]
 _NEVER = np.float32(-np.inf)
 _FIRST_GUESS = 128
 
 
-def penalize_repetition(logits: Logits, seen: Iterable[int], penalty: float) -> Logits:
-    """Make the tokens ``seen`` less probable by the factor ``penalty`` (more probable below 1).
+@dataclass(frozen=True)
+class Filter:
+    """One filter; it applies where its parameter is not at the default."""
 
-    Args:
-        logits: ``(vocab,)``.
-        seen: ids, each counted once however often it comes.
-        penalty: positive logits are divided by it, negative ones multiplied (Keskar et al. 2019).
-    """
-    ids = np.unique(np.fromiter(seen, dtype=np.int64))
-    chosen = logits[ids]
-    result = logits.copy()
-    result[ids] = np.where(chosen > 0, chosen / np.float32(penalty), chosen * np.float32(penalty))
-    return result
-
-
-def penalize_counts(logits: Logits, counts: Mapping[int, int], frequency: float, presence: float) -> Logits:
-    """Lower each token that came before by ``presence``, and by ``frequency`` for every time it came."""
-    result = logits.copy()
-    if counts:
-        ids = np.fromiter(counts.keys(), dtype=np.int64)
-        times = np.fromiter(counts.values(), dtype=np.float32)
-        result[ids] -= np.float32(frequency) * times + np.float32(presence)
-    return result
-
-
-def ban_repeated_ngrams(logits: Logits, tokens: Sequence[int], size: int) -> Logits:
-    """Rule out every token that would complete an n-gram of ``size`` which is in ``tokens`` already."""
-    history = np.array(tokens, dtype=np.int64)
-    result = logits.copy()
-    if history.size >= size:
-        # Where the last size - 1 tokens have stood before, what followed them there is ruled out.
-        windows = np.lib.stride_tricks.sliding_window_view(history, size)  # (places, size)
-        same = (windows[:, :-1] == history[history.size - size + 1 :]).all(axis=1)
-        result[windows[same, -1]] = _NEVER
-    return result
-
-
-def ban_sequences(logits: Logits, tokens: Sequence[int], sequences: Iterable[tuple[int, ...]]) -> Logits:
-    """Rule out the last token of each of ``sequences`` where ``tokens`` end with all before it."""
-    result = logits.copy()
-    for *before, last in sequences:
-        if not before or list(tokens[-len(before) :]) == before:
-            result[last] = _NEVER
-    return result
+    parameter: str
+    """The field of :class:`lm_runtime.sampling.params.SamplingParams` that it is called with."""
+    keep: Callable[[Logits, Any], Logits]
+    """From logits ``(vocab,)`` and the parameter to logits."""
+    keeps: Callable[[Logits, float, int, Any], bool] | None = None
+    """Whether a drawn token stays, from the weights ``(vocab,)``, their sum, its id and the parameter."""
+    keeps_surely: Callable[[Logits, Logits, NDArray[np.floating[Any]], Any], Bools] | None = None
+    """For which rows a drawn token stays for certain, from its weight ``(batch,)``, the weights of blocks of
+    tokens ``(batch, blocks)``, the sum of all ``(batch,)`` and the parameter."""
+    comes_first: bool = False
+    """Whether ``keeps`` holds only where no filter comes before, because it looks at the sum."""
 
 
 def keep_top_k(logits: Logits, k: int) -> Logits:
@@ -70,6 +45,11 @@ def keep_top_k(logits: Logits, k: int) -> Logits:
         return logits
     kth = np.partition(logits, -k)[-k]
     return np.where(logits < kth, _NEVER, logits)
+
+
+def top_k_keeps(weights: Logits, total: float, token: int, k: int) -> bool:
+    """Whether :func:`keep_top_k` keeps a token: fewer than ``k`` are more probable."""
+    return int(np.count_nonzero(weights > weights[token])) < k
 
 
 def keep_top_p(logits: Logits, p: float) -> Logits:
@@ -96,9 +76,36 @@ def keep_top_p(logits: Logits, p: float) -> Logits:
     return np.where(keep, logits, _NEVER)
 
 
+def top_p_keeps(weights: Logits, total: float, token: int, p: float) -> bool:
+    """Whether :func:`keep_top_p` keeps a token: the more probable ones do not reach ``p`` together."""
+    weight, most = weights.item(token), p * total
+    if total - weight < most:  # even all the others together do not reach p
+        return True
+    before = float(weights.dot(weights > weight))
+    if before < most:  # of equals, those of smaller id come first
+        before += weight * np.count_nonzero(weights[:token] == weight)
+    return before < most
+
+
+def top_p_surely_keeps(weights: Logits, blocks: Logits, totals: NDArray[np.floating[Any]], p: float) -> Bools:
+    """For which rows :func:`keep_top_p` keeps a token, as far as the sums of blocks tell it.
+
+    Of the tokens that are not more probable than the drawn one, those of whole blocks are known that
+    are together less probable.
+    """
+    others = np.where(blocks < weights[:, None], blocks, 0).sum(axis=1)
+    result: Bools = totals - weights - others < p * totals
+    return result
+
+
 def keep_min_p(logits: Logits, p: float) -> Logits:
     """Rule out tokens ``(vocab,)`` less probable than ``p`` times the most probable (Nguyen et al. 2024)."""
     return np.where(logits < logits.max() + np.float32(math.log(p)), _NEVER, logits)
+
+
+def min_p_keeps(weights: Logits, total: float, token: int, p: float) -> bool:
+    """Whether :func:`keep_min_p` keeps a token."""
+    return bool(weights.item(token) >= p * weights.max())
 
 
 def keep_typical(logits: Logits, p: float) -> Logits:
@@ -121,9 +128,10 @@ def keep_typical(logits: Logits, p: float) -> Logits:
     return result
 
 
-def log_probabilities(logits: Logits) -> NDArray[np.float64]:
-    """The natural-log probability of every token: ``(..., vocab)`` -> ``(..., vocab)``."""
-    shifted = logits.astype(np.float64)
-    shifted -= shifted.max(axis=-1, keepdims=True)
-    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return result
+FILTERS = (
+    Filter("top_k", keep_top_k, top_k_keeps),
+    Filter("top_p", keep_top_p, top_p_keeps, top_p_surely_keeps, comes_first=True),
+    Filter("min_p", keep_min_p, min_p_keeps),
+    Filter("typical_p", keep_typical),
+)
+"""In the order in which they apply."""

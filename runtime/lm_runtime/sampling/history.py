@@ -1,6 +1,6 @@
-"""The history: the tokens of a text as far back as penalties look.
+"""The history: the last tokens of a text, which penalties and bans look back at.
 
-They look back over a window, so that a session's size and a token's cost never grow.
+It is a window, so that neither a session's size nor a token's cost grows with the text.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 WINDOW = 1024
-"""How many of the last tokens, prompt and text, penalties see."""
+"""The number of the last tokens, of prompt and text, that penalties see."""
 
 
 class History:
-    """The last :data:`WINDOW` tokens, and how often each comes among them.
+    """The last :data:`WINDOW` tokens, and how often each occurs among them.
 
-    A token is only noted as it comes; tokens are counted when a penalty asks.
+    Tokens are counted only when a penalty asks.
     """
 
     def __init__(self, tokens: Iterable[int] = ()) -> None:
@@ -31,7 +31,7 @@ class History:
 
     @property
     def counts(self) -> Mapping[int, int]:
-        """How often each token comes."""
+        """How often each token occurs."""
         before, now = self._counted, slice(max(0, len(self._tokens) - WINDOW), len(self._tokens))
         self._counts.update(self._tokens[before.stop :])
         for token in self._tokens[before.start : now.start]:

@@ -1,20 +1,19 @@
-"""Sampling: how the next token is chosen from the logits of a step.
+"""The sampler: the next token of each row of a batch, drawn from the logits of a step.
 
-The order is that of Hugging Face ``transformers``: what looks back at the text first (bias, penalties,
-bans), then temperature, top-k, top-p, min-p, typical. Randomness is a generator that is passed in. Knows
-nothing about models or text.
+Temperature and filters apply here; what looks back at the text comes before
+(:mod:`lm_runtime.sampling.processors`). Randomness is a generator that is passed in. Knows nothing about
+models or text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lm_runtime.sampling import filters
-from lm_runtime.sampling.filters import Logits
-from lm_runtime.sampling.history import History
+from lm_runtime.sampling.filters import FILTERS, Logits
 from lm_runtime.sampling.params import SamplingParams
 
 _BLOCK = 128
@@ -25,57 +24,35 @@ _SMALLEST_SUM, _LARGEST_SUM = 1e-10, 1e30
 _LARGEST_EXPONENT = 80  # above, a sum is larger than that; it is below float32's largest
 
 
-def look_back(
-    logits: Logits,
-    history: History,
-    params: SamplingParams,
-    *,
-    bias: tuple[NDArray[np.int64], NDArray[np.float32]] | None = None,
-    banned: Iterable[tuple[int, ...]] = (),
-    allowed: NDArray[np.bool_] | None = None,
-) -> Logits:
-    """Apply all that depends on the text so far: bias, penalties, bans, then a constraint.
+class NotFiniteError(ArithmeticError):
+    """Logits are NaN or infinite: the model's weights are damaged, or its state has overflowed.
 
     Args:
-        logits: ``(vocab,)``; they are not changed.
-        history: of prompt and text.
-        params: which of the penalties.
-        bias: ids and what is added to their logits.
-        banned: sequences of ids that must not be completed.
-        allowed: which tokens a constraint allows, ``(vocab,)``.
+        row: which row of the batch; from an engine, which text.
+        message: what to say.
     """
-    result = logits.copy()
-    if bias is not None:
-        np.add.at(result, *bias)
-    if params.repetition_penalty != 1:
-        result = filters.penalize_repetition(result, history.counts, params.repetition_penalty)
-    if params.frequency_penalty or params.presence_penalty:
-        result = filters.penalize_counts(
-            result, history.counts, params.frequency_penalty, params.presence_penalty
-        )
-    if params.no_repeat_ngram_size:
-        result = filters.ban_repeated_ngrams(result, history.tokens, params.no_repeat_ngram_size)
-    result = filters.ban_sequences(result, history.tokens, banned) if banned else result
-    return result if allowed is None else np.where(allowed, result, np.float32(-np.inf))
+
+    def __init__(self, row: int, message: str = "the model's logits are NaN or infinite") -> None:
+        super().__init__(message)
+        self.row = row
 
 
 class Sampler:
     """Chooses the next token of each row of a batch, without sorting the vocabulary.
 
-    Top-k, top-p and min-p are a test of one token: top-p keeps it when the tokens more probable than it do
-    not reach p together. So a token is drawn from the whole distribution and drawn again while the test
-    fails, which gives the very distribution that the filters leave (rejection sampling), at a top-p of 0.95
-    after 1.05 draws in the mean. Where many draws would be needed, and for top-k with top-p or typical, the
+    Where every filter has a test of one token, a token is drawn from the whole distribution, and drawn again
+    while a test fails. That gives the very distribution that the filters leave (rejection sampling), at a
+    top-p of 0.95 after 1.05 draws on average. Where many draws would be needed, or a filter has no test, the
     filters themselves are applied.
 
-    Between two steps the graph's weights have emptied the caches, so that each operation costs several
+    Between two steps the graph's weights have emptied the caches, so each operation costs several
     microseconds whatever it does: few operations matter more than small ones. Exponentials are taken without
     a shift by the maximum, and again with it where their sum is too large or too small; the cumulative sum
     goes over blocks first. Measured at vocabulary 10,000, top-p 0.95, between steps of the int8 graph: 40 us
     a token, where a shift, a filter and a sum of their own each took 85. For 64 rows a second thread made it
     slower (0.60 ms for 0.47), since it shares its core with onnxruntime's.
 
-    A row's numbers and order do not depend on the other rows, so neither do its tokens.
+    A row's numbers and their order do not depend on the other rows, so neither do its tokens.
 
     Args:
         params: how to choose; temperature and filters are used here.
@@ -90,8 +67,17 @@ class Sampler:
         self._params = params
         self._vocab_size = vocab_size
         self._banned = banned
-        self._filters_first = params.typical_p < 1 or bool(params.top_k and params.top_p < 1)
-        self._only_top_p = not (self._filters_first or params.top_k or params.min_p) and params.top_p < 1
+        self._filters = [
+            (filter_, value)
+            for filter_ in FILTERS
+            if (value := getattr(params, filter_.parameter)) != getattr(SamplingParams, filter_.parameter)
+        ]
+        self._tests = [
+            (filter_.keeps, value)
+            for place, (filter_, value) in enumerate(self._filters)
+            if filter_.keeps and not (filter_.comes_first and place)
+        ]
+        self._filters_first = len(self._tests) < len(self._filters)
         self._block = _BLOCK if vocab_size > 2 * _BLOCK else vocab_size
         self._has_blocks = self._block < vocab_size
         self._scale = np.float32(1 / max(params.temperature, _COLDEST))
@@ -100,7 +86,6 @@ class Sampler:
         self._weights = self._padded[:, :vocab_size]  # (batch, vocab)
         self._blocks = self._padded.reshape(batch, -1, self._block)
         self._rows = list(self._weights)  # each (vocab,)
-        self._above = np.empty(vocab_size, dtype=np.bool_)
         self._sums = np.empty((batch, 0), dtype=np.float32)  # (batch, blocks)
         # (batch, blocks), or (batch, vocab)
         self._cumulative: NDArray[np.floating] = np.empty((batch, vocab_size), dtype=np.float32)
@@ -108,12 +93,16 @@ class Sampler:
         self._best: list[int] = []
 
     def weigh(self, logits: Logits) -> None:
-        """Take the logits of a step, ``(batch, vocab)``; they are not changed."""
+        """Take the logits of a step, ``(batch, vocab)``; they are not changed.
+
+        Raises:
+            NotFiniteError: those of a row are NaN or infinite.
+        """
         if self._params.temperature == 0:
-            self._best = [self._greedy(row) for row in logits]
+            self._best = self._greedy(logits)
         elif self._filters_first:
-            for weights, values in zip(self._rows, logits, strict=True):
-                weights[:] = self._filtered(values)
+            for row, values in enumerate(logits):
+                self._rows[row][:] = np.exp(self._filter(self._shifted(row, values)))
             self._sum()
         elif len(logits) == 1:
             self._weigh_one(logits[0])
@@ -166,17 +155,13 @@ class Sampler:
         else:
             found = int(self._cumulative[0].searchsorted(generator.random() * self._totals[0], "right"))
             token = min(found, self._vocab_size - 1)
-        if self._only_top_p:
-            total, weight = self._totals[0], self._rows[0].item(token)
-            if total - weight < self._params.top_p * total:  # even all the others do not reach p
-                return token
         return token if self._keeps(0, token) else self._draw_again(0, generator)
 
     def _weigh_again(self, logits: Logits) -> None:
         """Shift the rows whose sum is too large or too small."""
         for row, total in enumerate(self._totals):
             if not _SMALLEST_SUM < total < _LARGEST_SUM:
-                self._rows[row][:] = np.exp(self._shifted(logits[row]))
+                self._rows[row][:] = np.exp(self._shifted(row, logits[row]))
                 self._sum()
 
     def _exponentiate(self, logits: Logits, out: Logits) -> None:
@@ -185,13 +170,17 @@ class Sampler:
             logits = out
         np.exp(logits, out=out)
 
-    def _greedy(self, logits: Logits) -> int:
-        best = int(logits.argmax())
-        if best != self._banned:
-            return best
-        others = logits.copy()
-        others[best] = -np.inf
-        return int(others.argmax())
+    def _greedy(self, logits: Logits) -> list[int]:
+        best: list[int] = logits.argmax(axis=1).tolist()
+        for row, token in enumerate(best):
+            values = logits[row]
+            if token == self._banned:
+                values = values.copy()
+                values[token] = -np.inf
+                best[row] = token = int(values.argmax())
+            if not math.isfinite(values.item(token)):
+                raise NotFiniteError(row)
+        return best
 
     def _sum(self) -> None:
         if self._has_blocks:
@@ -202,27 +191,23 @@ class Sampler:
             self._cumulative = np.add.accumulate(self._weights, axis=1)
         self._totals = self._cumulative[:, -1].tolist()
 
-    def _shifted(self, logits: Logits) -> Logits:
+    def _shifted(self, row: int, logits: Logits) -> Logits:
         """A row's logits by the temperature, the largest 0."""
         values = logits.copy()
         if self._banned is not None:
             values[self._banned] = -np.inf
-        values -= values.max()
+        highest = values.max()
+        if not math.isfinite(highest):
+            raise NotFiniteError(row)
+        values -= highest
         values *= self._scale
         return values
 
-    def _filtered(self, logits: Logits) -> Logits:
-        """The exponentials of a row by the filters themselves."""
-        result: Logits = np.exp(self._keep(self._shifted(logits)))
-        return result
-
-    def _keep(self, values: Logits) -> Logits:
-        """A row's logits by the temperature, with what the filters rule out."""
-        params = self._params
-        values = filters.keep_top_k(values, params.top_k) if params.top_k else values
-        values = filters.keep_top_p(values, params.top_p) if params.top_p < 1 else values
-        values = filters.keep_min_p(values, params.min_p) if params.min_p else values
-        return filters.keep_typical(values, params.typical_p) if params.typical_p < 1 else values
+    def _filter(self, values: Logits) -> Logits:
+        """A row's logits by the temperature, without what the filters rule out."""
+        for filter_, parameter in self._filters:
+            values = filter_.keep(values, parameter)
+        return values
 
     def _draw_again(self, row: int, generator: np.random.Generator) -> int:
         """The first token that the filters keep of those drawn after one that they do not."""
@@ -232,45 +217,26 @@ class Sampler:
                 return token
         with np.errstate(divide="ignore"):
             logits = np.log(self._rows[row])
-        return draw(logits if self._filters_first else self._keep(logits), generator.random())
+        return draw(logits if self._filters_first else self._filter(logits), generator.random())
 
     def _keeps(self, row: int, token: int) -> bool:
         """Whether the filters keep a token; those applied to the weights have done their work."""
-        weights, params = self._rows[row], self._params
-        weight = weights.item(token)
-        if weight <= 0:
+        weights = self._rows[row]
+        if weights.item(token) <= 0:
             return False
-        if self._filters_first:
-            return True
-        if params.min_p and weight < params.min_p * weights.max():
-            return False
-        if params.top_k:
-            np.greater(weights, weight, out=self._above)
-            return int(np.count_nonzero(self._above)) < params.top_k
-        if params.top_p == 1:
-            return True
-        most = params.top_p * self._totals[row]
-        if self._totals[row] - weight < most:  # even all the others together do not reach p
-            return True
-        np.greater(weights, weight, out=self._above)
-        before = float(weights.dot(self._above))
-        if before < most:  # of equals, those of smaller id come first
-            before += weight * np.count_nonzero(weights[:token] == weight)
-        return before < most
+        if not self._filters_first:
+            for keeps, parameter in self._tests:
+                if not keeps(weights, self._totals[row], token, parameter):
+                    return False
+        return True
 
     def _surely_kept(self, tokens: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """For which rows top-p keeps the token, as far as the sums tell it without a look at every weight.
-
-        Of the tokens that are not more probable than the drawn one, those of whole blocks are known that
-        are together less probable.
-        """
-        if not self._only_top_p or not self._has_blocks:
-            return np.zeros(tokens.size, dtype=np.bool_)
-        weights = self._weights[np.arange(tokens.size), tokens]
-        others = np.where(self._sums < weights[:, None], self._sums, 0).sum(axis=1)
-        totals = self._cumulative[:, -1]
-        result: NDArray[np.bool_] = totals - weights - others < self._params.top_p * totals
-        return result & (weights > 0)
+        """For which rows the filters keep a token, as far as it is told for all rows at once."""
+        if len(self._filters) == 1 and self._has_blocks and (test := self._filters[0][0].keeps_surely):
+            weights = self._weights[np.arange(tokens.size), tokens]
+            kept = test(weights, self._sums, self._cumulative[:, -1], self._filters[0][1])
+            return kept & (weights > 0)
+        return np.zeros(tokens.size, dtype=np.bool_)
 
     def _draw(self, row: int, uniform: float) -> int:
         """The token at ``uniform`` of the cumulative weights, found in the blocks, then within one."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lm_runtime.files import UnusableFileError, read_pieces
+from lm_runtime.files import UnusableFileError, open_regular, read_pieces
 from lm_runtime.scoring.score import TextCount
 from lm_runtime.tokenizer import Tokenizer
 from lm_trainer.corpora.datasets import DATASETS, fetch
@@ -112,8 +112,9 @@ def _folder(name: str, folder: Path) -> Corpus:
     if (folder / "test.txt").exists():
         splits["test"] = Split(folder / "test.txt")
     for split in splits.values():
-        if not split.path.is_file():
+        if not split.path.exists():
             raise UnusableFileError(split.path, "missing; a corpus folder has train.txt and valid.txt")
+        open_regular(split.path, "text file").close()
         if not split.size:
             raise UnusableFileError(split.path, "empty")
     return Corpus(name, splits, f"{folder}: " + ", ".join(f"{name}.txt" for name in splits))
@@ -144,7 +145,7 @@ def _one_file(path: Path) -> Corpus:
 def _line_after(path: Path, position: int) -> int:
     """Where the first line at or after ``position`` begins; without lines the first word, else character."""
     before = min(position, _SEARCH_BYTES)
-    with path.open("rb") as file:
+    with open_regular(path, "text file") as file:
         file.seek(position - before)
         earlier = file.read(before)
         block = file.read(_SEARCH_BYTES)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lm_runtime.files import UnusableFileError, write_whole
+from lm_runtime.files import UnusableFileError, open_regular, write_whole
 from lm_runtime.scoring.score import Score
 
 Ids = NDArray[np.uint16] | NDArray[np.uint32]
@@ -53,20 +53,20 @@ class TokenFile:
             UnusableFileError: the file is missing or is not the one described.
         """
         try:
-            if verify:
-                with path.open("rb") as file:
-                    if hashlib.file_digest(file, "sha256").hexdigest() != self.sha256:
-                        raise UnusableFileError(path, "changed since the run began")
-            if not self.tokens:
-                return np.empty(0, dtype=self.dtype)
-            return np.memmap(path, dtype=np.dtype(self.dtype).newbyteorder("<"), mode="r", shape=self.tokens)
+            with open_regular(path) as file:
+                if verify and hashlib.file_digest(file, "sha256").hexdigest() != self.sha256:
+                    raise UnusableFileError(path, "changed since the run began")
+                if not self.tokens:
+                    return np.empty(0, dtype=self.dtype)
+                dtype = np.dtype(self.dtype).newbyteorder("<")
+                return np.memmap(file, dtype=dtype, mode="r", shape=self.tokens)
         except FileNotFoundError:
             raise UnusableFileError(path, "missing; the run cannot go on without it") from None
         except ValueError:
             raise UnusableFileError(path, f"does not hold {self.tokens:,} tokens") from None
 
 
-def split_figures(loss: float, split: TokenFile) -> dict[str, float]:
+def split_figures(loss: float, split: TokenFile) -> dict[str, float | None]:
     """A split's loss in the units of :class:`lm_runtime.scoring.score.Score`.
 
     Args:

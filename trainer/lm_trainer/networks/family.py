@@ -21,7 +21,8 @@ class NetworkFamily:
     """An :class:`lm_trainer.families.Implementation` whose models are networks.
 
     Args:
-        make: a new network of some sizes, its weights drawn from a generator (on the CPU).
+        make: a new network of some sizes, its weights drawn from a generator (on the CPU); on the device
+            ``meta`` one without weights.
     """
 
     def __init__(self, make: Callable[[ModelConfig, torch.Generator], LanguageModel]) -> None:
@@ -45,9 +46,21 @@ class NetworkFamily:
 
     def restore(self, config: ModelConfig, weights: dict[str, Tensor]) -> LanguageModel:
         """As :meth:`lm_trainer.families.Implementation.restore`."""
+        self._check_shapes(config, weights)
         model = self.make(config, torch.Generator())
         model.load_state_dict(weights)
         return model
+
+    def _check_shapes(self, config: ModelConfig, weights: dict[str, Tensor]) -> None:
+        """Compare shapes before the network takes its memory, which the weights may be far too few for."""
+        with torch.device("meta"):
+            expected = self.make(config, torch.Generator()).weights()
+        if names := expected.keys() ^ weights.keys():
+            raise ValueError(f"the network and its weights differ in {min(names)}")
+        for name, tensor in expected.items():
+            if tensor.shape != weights[name].shape:
+                found = list(weights[name].shape)
+                raise ValueError(f"{name} is {found}, where the network has {list(tensor.shape)}")
 
     def trainer(self, job: Job, model: LanguageModel) -> Trainer:
         """As :meth:`lm_trainer.families.Implementation.trainer`."""

@@ -21,10 +21,10 @@ from lm_trainer.networks.scan import scan_layer
 
 @dataclass(frozen=True)
 class Cell:
-    """What a recurrent layer computes at each step."""
+    """What a recurrent layer computes at each step, in torch and in ONNX."""
 
     name: str
-    """Of torch's module, and of ONNX's operator."""
+    """Of torch's module and of ONNX's operator: they are the same."""
     module: Callable[..., nn.RNNBase]
     """torch's layer."""
     states: tuple[str, ...]

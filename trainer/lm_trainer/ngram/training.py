@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 
 from lm_runtime.commands import file_size
@@ -37,7 +38,7 @@ class NgramTrainer:
 
     def resume(self, snapshot: Snapshot) -> None:
         """Go on from ``snapshot``."""
-        self.progress = snapshot.progress
+        self.progress = dataclasses.replace(snapshot.progress)
         self.metrics.truncate(snapshot.metrics_bytes)
 
     def save(self) -> None:

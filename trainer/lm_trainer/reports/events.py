@@ -15,6 +15,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from lm_runtime.commands import note
+from lm_runtime.files import UnusableFileError
 from lm_trainer.reports.metrics import read_metrics
 from lm_trainer.run.folder import EVENTS, METRICS
 
@@ -40,6 +41,8 @@ class EventLog:
 
     def __init__(self, run: Path, seconds: float) -> None:
         self._folder = run / EVENTS
+        if self._folder.is_symlink():  # to a folder of others, whose events would be removed
+            raise UnusableFileError(self._folder, "a link, where the run's own folder is needed")
         self._writer: SummaryWriter | None = None
         self._before = {"step": 0, "seconds": 0.0}
         self._begun = time.time() - seconds

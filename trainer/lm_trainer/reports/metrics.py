@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from lm_runtime.files import UnusableFileError
+from lm_runtime.files import UnusableFileError, open_own, read_lines
 from lm_trainer.run.folder import METRICS
 
 
@@ -24,7 +25,7 @@ class MetricsLog:
     def append(self, record: dict[str, Any]) -> None:
         """Add ``record``."""
         line = (json.dumps(record) + "\n").encode()
-        with self._path.open("ab") as file:
+        with self._open() as file:
             file.write(line)
         self.size += len(line)
         self.watch(record)
@@ -32,9 +33,13 @@ class MetricsLog:
     def truncate(self, size: int) -> None:
         """Go back to a length that :attr:`size` had before."""
         if self.size > size:
-            with self._path.open("r+b") as file:
+            with self._open() as file:
                 file.truncate(size)
         self.size = min(self.size, size)
+
+    def _open(self) -> IO[bytes]:
+        # The processes beside the first one write to nowhere, which is no regular file.
+        return self._path.open("ab") if self._path == Path(os.devnull) else open_own(self._path)
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -44,6 +49,6 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
         UnusableFileError: they are damaged.
     """
     try:
-        return [json.loads(line) for line in (run / METRICS).read_text(encoding="utf-8").splitlines()]
+        return [json.loads(line) for line in read_lines(run / METRICS)]
     except ValueError:
         raise UnusableFileError(run / METRICS, "damaged: a line is not JSON") from None

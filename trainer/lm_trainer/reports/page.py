@@ -108,7 +108,8 @@ def _figures(summary: dict[str, Any]) -> Iterable[tuple[object, ...]]:
             yield (
                 split,
                 f"{figures['perplexity']:,.2f}",
-                f"{figures['perplexity_per_word']:,.1f}",
+                # None for a text without word breaks.
+                "" if (a_word := figures["perplexity_per_word"]) is None else f"{a_word:,.1f}",
                 f"{figures['bits_per_byte']:.3f}",
                 f"{figures['tokens']:,}",
                 f"{figures['unknown']:,}",

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -18,14 +21,9 @@ _DPI = 120
 
 def new_picture(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     """An empty diagram."""
-    # matplotlib fails to load where a notebook's backend is named that this environment does not have.
-    chosen = os.environ.pop("MPLBACKEND", None)
-    try:
+    with _no_backend(), _no_cache():
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
-    finally:
-        if chosen is not None:
-            os.environ["MPLBACKEND"] = chosen
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -33,6 +31,33 @@ def new_picture(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     axes.set_ylabel(ylabel)
     axes.grid(alpha=0.3)
     return figure, axes
+
+
+@contextmanager
+def _no_backend() -> Iterator[None]:
+    """Within, matplotlib loads where a notebook's backend is named that this environment does not have."""
+    chosen = os.environ.pop("MPLBACKEND", None)
+    try:
+        yield
+    finally:
+        if chosen is not None:
+            os.environ["MPLBACKEND"] = chosen
+
+
+@contextmanager
+def _no_cache() -> Iterator[None]:
+    """Within, matplotlib writes no list of fonts into the home folder, unless it has done so before."""
+    home = Path(os.environ.get("HOME", ""))
+    caches = (Path(os.environ.get("XDG_CACHE_HOME", home / ".cache"), "matplotlib"), home / ".matplotlib")
+    if "MPLCONFIGDIR" in os.environ or any(cache.is_dir() for cache in caches):
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="lm-train-") as folder:
+        os.environ["MPLCONFIGDIR"] = folder
+        try:
+            yield
+        finally:
+            del os.environ["MPLCONFIGDIR"]
 
 
 def save_picture(figure: Figure, path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lm_runtime.commands import note
-from lm_runtime.files import UnusableFileError, write_text
+from lm_runtime.files import UnusableFileError, read_text_file, write_text
 from lm_runtime.generation.generate import generate
 from lm_runtime.sampling.params import SamplingParams
 from lm_runtime.tokenizer import Tokenizer
@@ -35,7 +35,7 @@ def read_summary(run: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
+        summary = json.loads(read_text_file(path))
     except ValueError:
         summary = None
     if not isinstance(summary, dict):

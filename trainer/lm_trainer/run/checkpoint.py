@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lm_runtime.commands import machine_fault
-from lm_runtime.files import UnusableFileError, write_whole
+from lm_runtime.files import UnusableFileError, open_regular, write_whole
 from lm_runtime.tokenizer import Tokenizer
 from lm_trainer.config import ModelConfig, TrainingConfig
 from lm_trainer.families import Model, implementation
@@ -32,6 +32,9 @@ FORMAT = "steplm checkpoint"
 FORMAT_VERSION = 2
 """Version 1 had no checksums, and empty values where version 2 has none."""
 _VERSIONS = (1, FORMAT_VERSION)
+
+_FOLDER = 0x10
+"""The attribute of a folder in an archive's directory."""
 
 
 class CheckpointStore:
@@ -83,7 +86,7 @@ def save_checkpoint(checkpoint: Checkpoint) -> None:
 def is_checkpoint(path: Path) -> bool:
     """Whether a file says of itself that it is a checkpoint of this project; nothing of it is loaded."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             return any(
                 FORMAT.encode() in archive.read(name)
                 for name in archive.namelist()
@@ -148,21 +151,23 @@ def reading(path: Path, problem: str) -> Iterator[None]:
     except Exception as error:
         if machine_fault(error):
             raise
-        line = (str(error) or type(error).__name__).splitlines()[0]
-        raise UnusableFileError(path, f"{problem}: {line[:160]}") from None
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UnusableFileError(path, f"{problem}: {reason[:200]}") from None
 
 
 def _load(path: Path, mapped: bool) -> Any:
     """The content of the file, after the checks of its archive that torch leaves out."""
-    if path.is_dir():
-        raise UnusableFileError(path, "a folder, where a checkpoint is needed")
     if path.exists():
+        open_regular(path, "checkpoint").close()
         if not zipfile.is_zipfile(path):
             raise UnusableFileError(path, "not a checkpoint, or damaged")
         with zipfile.ZipFile(path) as archive:
             if archive.testzip():
                 raise UnusableFileError(path, "not a checkpoint, or damaged")
             entries = archive.infolist()
+            # torch reads nothing of an entry that is marked as a folder, and returns what the memory held.
+            if any(entry.external_attr & _FOLDER and not entry.is_dir() for entry in entries):
+                raise UnusableFileError(path, "not a checkpoint, or damaged")
             stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
         mapped = mapped and stored  # torch would map what another tool has compressed, too
     return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
@@ -193,10 +198,7 @@ def _check_plain(name: str, tensor: Tensor) -> None:
 
 
 def _check_sums(tensors: dict[str, Tensor], checksums: Any) -> None:
-    """Compare all tensors with their checksums: torch does not notice some changes of the archive.
-
-    One bit of the archive's directory made it return uninitialized memory as weights.
-    """
+    """Compare all tensors with their checksums: torch does not notice every change of the archive."""
     if not isinstance(checksums, dict):
         raise ValueError("it has no checksums")
     if missing := checksums.keys() - tensors.keys():

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from lm_runtime.files import UnusableFileError
+from lm_runtime.files import UnusableFileError, open_regular
 from lm_runtime.tokenizer import Tokenizer
-from lm_trainer.config import ModelConfig, Preset, TokenizerConfig
+from lm_trainer.config import ModelConfig, TokenizerConfig
 from lm_trainer.families import FAMILIES
+from lm_trainer.presets import Preset
 from lm_trainer.run.checkpoint import load_checkpoint, restore_model
 from lm_trainer.run.records import Origin
 
@@ -56,7 +57,7 @@ def read_pretrained(argument: str) -> Pretrained:
             path, f"an {config.model_type} model, which is estimated: it cannot be trained further"
         )
     _, tokenizer = restore_model(checkpoint)
-    with path.open("rb") as file:
+    with open_regular(path, "checkpoint") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return Pretrained(
         Origin(str(Path(argument).resolve()), sha256),

@@ -6,9 +6,10 @@ import dataclasses
 from pathlib import Path
 
 from lm_runtime.files import write_text
-from lm_trainer.config import OPTIONS, ModelConfig, TrainingConfig
-from lm_trainer.config_file import to_toml
+from lm_trainer.config import ModelConfig, TrainingConfig
+from lm_trainer.config_file import in_file, to_toml
 from lm_trainer.families import FAMILIES
+from lm_trainer.plan import ALL_SETTINGS
 from lm_trainer.run.folder import SETTINGS
 from lm_trainer.run.records import RunFacts
 
@@ -30,4 +31,5 @@ def write_settings(
         own = dataclasses.asdict(recipe).items()
         settings |= {name: value for name, value in own if not (facts.init and name == "initial_weights")}
         settings["device"] = facts.device
-    write_text(run / SETTINGS, to_toml({OPTIONS.get(name, name): value for name, value in settings.items()}))
+    named = {in_file(ALL_SETTINGS[name]): value for name, value in settings.items()}
+    write_text(run / SETTINGS, to_toml(named))

@@ -14,12 +14,14 @@ import torch
 from numpy.typing import NDArray
 
 from lm_runtime.bundle import TOKENIZER
-from lm_runtime.files import UnusableFileError, folder_beside, held, holds_something, remove, write_text
+from lm_runtime.files import UnusableFileError, write_text
+from lm_runtime.folders import folder_beside, held, holds_something, remove
 from lm_runtime.tokenizer import Tokenizer
-from lm_trainer.config import ModelConfig, Preset, TokenizerConfig
+from lm_trainer.config import ModelConfig, TokenizerConfig
 from lm_trainer.corpora.corpus import Corpus, CorpusFacts, encode_corpus, find_corpus, texts, token_path
 from lm_trainer.corpora.vocabulary import make_tokenizer
 from lm_trainer.families import FAMILIES, Model, ModelTrainer, implementation
+from lm_trainer.presets import Preset
 from lm_trainer.reports.baselines import unigram
 from lm_trainer.run.checkpoint import is_checkpoint, save_checkpoint
 from lm_trainer.run.folder import BEST, FILES, FOLDERS, LAST, TOKEN_FILES

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from lm_runtime.commands import note
-from lm_trainer.config import Preset
 from lm_trainer.families import ModelTrainer
+from lm_trainer.presets import Preset
 from lm_trainer.run import rate_finder
 from lm_trainer.run.pretrained import Pretrained
 from lm_trainer.run.setup import start

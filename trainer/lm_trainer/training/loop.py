@@ -8,6 +8,7 @@ of the columns, and gradients are summed. Knows nothing about corpora.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from lm_trainer.networks.dropout import Dropout
 from lm_trainer.networks.loss import linear_cross_entropy
 from lm_trainer.training.forecast import forecast
 from lm_trainer.training.job import Job
-from lm_trainer.training.optimizer import learning_rate, make_optimizer
+from lm_trainer.training.optimizer import learning_rate, load_state, make_optimizer
 from lm_trainer.training.progress import InterruptedRunError, Observer, TrainingError
 from lm_trainer.training.signals import StopSignals
 from lm_trainer.training.snapshot import Descent, Progress, Snapshot
@@ -99,18 +100,26 @@ class Trainer:
         self._signals = StopSignals()
 
     def resume(self, snapshot: Snapshot) -> None:
-        """Go on from ``snapshot``, whose weights the model has."""
-        self.progress = snapshot.progress
+        """Go on from ``snapshot``, whose weights the model has.
+
+        Raises:
+            ValueError, KeyError, TypeError, RuntimeError: it does not fit the network or the recipe.
+        """
+        self.progress = dataclasses.replace(snapshot.progress)
         self._pending += self.progress.pending
         self.metrics.truncate(snapshot.metrics_bytes)
         if (descent := snapshot.descent) is None:  # before the first step all is as it was made
             return
-        self._optimizer.load_state_dict(descent.optimizer)
+        load_state(self._optimizer, descent.optimizer, self.config)
         rank, size = self._processes.rank, self._generator.get_state().numel()
         if descent.generators.shape == (self._processes.count, size):
             self._generator.set_state(descent.generators[rank].clone())  # torch reads the storage's beginning
         else:  # another kind of device or number of processes
             self._generator.manual_seed(self.config.seed + 1 + rank + self.progress.step)
+        for whole, tensor in zip(descent.hidden, self.model.states, strict=True):
+            expected = [self.config.batch_size if size is None else size for size in tensor.shape]
+            if list(whole.shape) != expected:
+                raise ValueError(f"the state {tensor.name} is {list(whole.shape)}, not {expected}")
         self._state = tuple(
             whole.to(self._device).narrow(axis, self._columns.start, len(self._columns)).contiguous()
             for whole, axis in zip(descent.hidden, self._batch_axes, strict=True)
