@@ -156,3 +156,13 @@ def test_tensorboard_is_missed_before_anything_is_done(tmp_path: Path) -> None:
         "pip install 'steplm[tensorboard]'\n"
     )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_formats_see_the_bundle_alone() -> None:
+    modules = [
+        path.stem for path in (ROOT / "export/lm_export/formats").glob("*.py") if path.stem != "__init__"
+    ]
+    assert "arpa" in modules
+    code = "\n".join(f"import lm_export.formats.{module}" for module in modules)
+    result = python(code, ("torch", "lm_trainer"))
+    assert result.returncode == 0, result.stderr
