@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 
 from lm_runtime.commands import note
+from lm_runtime.folders import temporary_folder
 from lm_trainer.config import Preset
 from lm_trainer.ngram.training import NgramTrainer
 from lm_trainer.run import rate_finder
@@ -30,8 +30,8 @@ def _trial(
     corpus: str, recipe: Preset, device: torch.device, pretrained: Pretrained | None
 ) -> Iterator[Trainer | NgramTrainer]:
     """Within, a run that was set up in a temporary folder."""
-    with tempfile.TemporaryDirectory(prefix="lm-train-") as folder:
-        out = Path(folder) / "run"
+    with temporary_folder("lm-train-") as folder:
+        out = folder / "run"
         run.start(out, corpus, recipe, device, note, pretrained=pretrained)
         yield run.resume(out, None, {}, device, math.inf, ALONE, note)
 
