@@ -43,14 +43,10 @@ def folder_beside(folder: Path) -> Iterator[Path]:
                 made.append(parent)
         partial = _new_neighbour(folder, _PREPARED)
         try:
-            descriptor = os.open(partial, os.O_RDONLY) if os.name != "nt" else None
-            try:
+            with _open(partial) as descriptor:
                 if descriptor is not None:
                     lock(descriptor, wait=True)  # for as long as another process looks whether it is locked
                 yield partial
-            finally:
-                if descriptor is not None:
-                    os.close(descriptor)  # first, since removing takes a descriptor
         finally:
             with contextlib.suppress(OSError):
                 remove(partial)
@@ -165,10 +161,24 @@ def temporary_folder(prefix: str) -> Iterator[Path]:
     """A folder among the system's temporary ones, of a name that begins with ``prefix``; it is removed."""
     folder = Path(tempfile.mkdtemp(prefix=prefix))
     try:
-        yield folder
+        with _open(folder):
+            yield folder
     finally:
         with contextlib.suppress(OSError):
             remove(folder)
+
+
+@contextlib.contextmanager
+def _open(folder: Path) -> Iterator[int | None]:
+    """Hold ``folder`` open; once it is closed there is a descriptor to remove it with."""
+    if os.name == "nt":  # which opens no folders
+        yield None
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def remove(path: Path) -> None:
@@ -207,13 +217,7 @@ def held(folder: Path) -> Iterator[None]:
     Raises:
         ValueError: another one does.
     """
-    if os.name == "nt":  # which opens no folders
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        if not lock(descriptor):
+    with _open(folder) as descriptor:
+        if descriptor is not None and not lock(descriptor):
             raise ValueError(f"{folder}: another process is at work in it")
         yield
-    finally:
-        os.close(descriptor)
