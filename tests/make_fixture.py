@@ -38,7 +38,7 @@ def main() -> None:
         subprocess.run([binaries / "lm-train", TINY, "--out", run, *_RECIPE], check=True)
         shutil.rmtree(FIXTURE, ignore_errors=True)
         subprocess.run([binaries / "lm-export", run, "--out", FIXTURE, "--quantize", "int8"], check=True)
-        model, tokenizer = restore_model(run, load_checkpoint(run))
+        model, tokenizer = restore_model(load_checkpoint(run))
     torch_model = TorchStepModel(model, tokenizer)
 
     def ids(params: SamplingParams, seed: int, index: int) -> list[int | None]:

@@ -27,19 +27,21 @@ import numpy as np
 import torch
 from dataclasses import replace
 from lm_trainer.config import ModelConfig
-from lm_trainer.networks.registry import make_model
+from lm_trainer.networks.family import make_model
 from lm_trainer.reports.metrics import MetricsLog
 from lm_trainer.presets import PRESETS
+from lm_trainer.training.job import Job
 from lm_trainer.training.loop import Trainer
 
 preset, folder = PRESETS[sys.argv[1]], Path(sys.argv[2])
 config = ModelConfig(**{**preset.model, "vocab_size": 1000})
 model = make_model(config, torch.Generator().manual_seed(0)).to("cuda")
 ids = np.random.default_rng(0).integers(0, 1000, 100_000).astype(np.uint16)
-trainer = Trainer(
-    folder, model, replace(preset.training, precision=sys.argv[3]), train=ids, valid=ids[:100], eos_id=0,
-    facts={}, metrics=MetricsLog(folder / "metrics"), checkpoint_seconds=1e9,
+job = Job(
+    config, replace(preset.training, precision=sys.argv[3]), train=ids, valid=ids[:100], eos_id=0,
+    metrics=MetricsLog(folder / "metrics"), store=None,
 )
+trainer = Trainer(job, model)
 for _ in range(3):
     trainer.step()
 torch.cuda.set_sync_debug_mode("error")

@@ -5,20 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lm_runtime.bundle import ARPA, MODELS, TABLES, BundleConfig
+from lm_export.formats.registry import model_files
+from lm_export.forms.registry import form_of
+from lm_runtime.bundle import BundleConfig
 from lm_runtime.commands import file_size
 from lm_trainer.families import FAMILIES
 
+INT8_FORM = (
+    "int8 weights have one scale a matrix, such that two neighbouring products never exceed 16 bits: "
+    "processors with VNNI and without compute the same."
+)
+"""What the form is and why, in one sentence."""
+
 
 def model_card(config: BundleConfig, folder: Path, name: str) -> str:
-    """The text of the card for the bundle ``name``, whose graphs are in ``folder`` already."""
+    """The text of the card for the bundle ``name``; its models are in ``folder`` already."""
     training, parity = config.training, config.parity
     states = ", ".join(state.name for state in config.states)
     return f"""# A language model for `{training["corpus"]}`
 
-{_family(config)}: {_measures(config)}, {config.vocab_size:,} tokens ({config.tokenizer}), \
-{training["parameters"]:,} parameters. One step is `(token, {states}) -> (logits, {states})`; the state has \
-a fixed size, so the cost per token never grows.
+Model: {FAMILIES[config.model_type].description}; {form_of(config.model_type).sizes(config)}; \
+{config.vocab_size:,} tokens ({config.tokenizer}); {training["parameters"]:,} parameters.
+One step is `(token, {states}) -> (logits, {states})`; the state has a fixed size, so the \
+cost per token never grows.
 
 ## Training
 Corpus `{training["corpus"]}`: {training["train_tokens"]:,} tokens; {training["epoch"]} epochs, \
@@ -28,8 +37,8 @@ Corpus `{training["corpus"]}`: {training["train_tokens"]:,} tokens; {training["e
 ## Files
 | file | size |
 |---|---|
-{_sizes(folder)}
-{_form(config)} `config.json` has the sha256 of every file.
+{_files(folder)}
+{_kind(config)} `config.json` has the sha256 of every file.
 {_quantization(config.quantization)}
 ## Parity with the checkpoint
 {parity["steps"]} steps of held-out text at batch {" and ".join(map(str, parity["batches"]))}, the state \
@@ -54,39 +63,26 @@ The model imitates its training text, errors and prejudices included, and states
 """
 
 
-def _family(config: BundleConfig) -> str:
-    return f"{'An' if config.order else 'A'} {FAMILIES[config.model_type].description}"
-
-
-def _form(config: BundleConfig) -> str:
+def _kind(config: BundleConfig) -> str:
     return f"ONNX opset {config.opset}." if config.opset else "Tables that steplm's runtime reads."
-
-
-def _measures(config: BundleConfig) -> str:
-    if config.order:
-        return f"order {config.order}"
-    if config.window:
-        return (
-            f"{config.window} tokens, embedding {config.embedding_dim}, hidden layer of {config.hidden_size}"
-        )
-    projected = f", projected to {config.projection}" if config.projection else ""
-    return f"embedding {config.embedding_dim}, {config.num_hidden_layers} x {config.hidden_size}{projected}"
 
 
 def _valid(figures: dict[str, Any] | None) -> str:
     if figures is None:
-        return "It was exported between two validations."
+        return "Exported between two validations: no perplexity was measured for these weights."
+    a_word = figures["perplexity_per_word"]  # None for a text without word breaks
+    words = "" if a_word is None else f"{a_word:.2f} a word, "
     return (
-        f"Validation perplexity {figures['perplexity']:.2f} a token, {figures['perplexity_per_word']:.2f} a "
-        f"word, {figures['bits_per_byte']:.3f} bits a byte ({figures['tokens']:,} tokens, "
+        f"Validation perplexity {figures['perplexity']:.2f} a token, {words}"
+        f"{figures['bits_per_byte']:.3f} bits a byte ({figures['tokens']:,} tokens, "
         f"{figures['unknown']:,} of them unknown)."
     )
 
 
-def _sizes(folder: Path) -> str:
+def _files(folder: Path) -> str:
     return "".join(
         f"| `{name}` ({kind}) | {file_size((folder / name).stat().st_size)} |\n"
-        for kind, name in {**MODELS, "n-grams": TABLES, "n-grams, ARPA": ARPA}.items()
+        for name, kind in model_files().items()
         if (folder / name).exists()
     )
 
@@ -99,5 +95,5 @@ def _quantization(figures: dict[str, Any]) -> str:
         f"{figures['fp32']:.2f} ({figures['cost_percent']:+.2f} %). In int8: "
         f"{', '.join(figures['layers']['int8'])}"
         + (f"; in fp32: {', '.join(figures['layers']['fp32'])}" if figures["layers"]["fp32"] else "")
-        + ".\n"
+        + f".\n{INT8_FORM}\n"
     )

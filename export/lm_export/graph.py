@@ -9,31 +9,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import onnx
 import torch
 from torch import nn
 
-from lm_export.forms.recurrent import TRANSLATIONS, RecurrentStep
-from lm_runtime.bundle import LOGITS, LOGITS_FROM, TOKEN, BundleConfig
+from lm_export.errors import ExportError
+from lm_export.forms.registry import form_of
+from lm_runtime.bundle import LOGITS, TOKEN, BundleConfig
 from lm_trainer.networks.base import LanguageModel
-from lm_trainer.networks.recurrent import CELLS, RecurrentLM
 
 OLDEST_OPSET = 15
 """Older ones fail in the conversion from the exporter's own operator set."""
 NEWEST_OPSET = onnx.defs.onnx_opset_version()
-"""What the installed onnx knows."""
+"""The newest operator set that the installed onnx knows."""
 
 _LARGEST_FILE = 2**31
-# Below, torch's version converter hands over to onnx's; both were tested.
-_TRACED_OPSET = 18
-_LARGE_HEAD = 1 << 20
 # Tracing at 1 would freeze an axis.
 _TRACED_BATCH, _TRACED_TIME = 2, 3
-
-
-class ExportError(Exception):
-    """An export that did not come out as it must; nothing was written."""
 
 
 def check_opset(opset: int) -> None:
@@ -47,29 +39,29 @@ def check_opset(opset: int) -> None:
 
 
 def make_step_graph(model: LanguageModel, config: BundleConfig) -> onnx.ModelProto:
-    """Trace ``model`` into the graph that ``config`` describes, and check it.
+    """Trace ``model``, in its family's form, into the graph that ``config`` describes, and check it.
 
     Raises:
-        ValueError: the operator set is out of its bounds.
-        ExportError: the graph is not what it has to be.
+        ValueError: the operator set or the size of the weights is out of its bounds.
+        ExportError: the graph fails a check.
     """
     check_opset(config.opset)
-    names = [state.name for state in config.states]
-    outputs = [state.output for state in config.states]
+    check_size(model)
+    form = form_of(config.model_type)
+    outputs = [LOGITS, *(state.output for state in config.states)]
     batch, time = torch.export.Dim("batch"), torch.export.Dim("time")
     token = torch.zeros((_TRACED_BATCH, _TRACED_TIME), dtype=torch.int64)
     model = model.cpu().eval()
-    module = RecurrentStep(model) if isinstance(model, RecurrentLM) else model
-    with _quiet(), tempfile.TemporaryDirectory() as folder:
+    with _silenced(), tempfile.TemporaryDirectory() as folder:
         program = torch.onnx.export(
-            module,
+            form.module(model),
             (token, model.zero_state(_TRACED_BATCH)),
             dynamo=True,
             opset_version=config.opset,
-            input_names=[TOKEN, *names],
-            output_names=[LOGITS, *outputs],
+            input_names=[TOKEN, *(state.name for state in config.states)],
+            output_names=outputs,
             dynamic_shapes=({0: batch, 1: time}, tuple({state.batch_axis: batch} for state in config.states)),
-            custom_translation_table=TRANSLATIONS,
+            custom_translation_table=dict(form.translations),
             external_data=False,
             verbose=False,
         )
@@ -80,59 +72,18 @@ def make_step_graph(model: LanguageModel, config: BundleConfig) -> onnx.ModelPro
         graph = onnx.load(path)
     onnx.helper.set_model_props(graph, config.metadata("fp32"))
     graph.producer_name = "steplm"
-    if isinstance(model, RecurrentLM) and config.vocab_size * config.hidden_size >= _LARGE_HEAD:
-        _let_skip_logits(graph.graph)
-    for node in graph.graph.node:  # where in the program each node came from is of no use to a reader
+    form.finish(graph.graph, config)
+    for node in graph.graph.node:  # the place in the program that each node came from
         del node.metadata_props[:]
     _check(graph, config)
+    form.check(graph.graph, config)
     return graph
-
-
-def _let_skip_logits(graph: onnx.GraphProto) -> None:
-    """Let the output layer leave out what comes before :data:`LOGITS_FROM`, as a prompt's reader wants it.
-
-    The input has a default value, so that whoever knows only token and state never sees it. On the
-    tutorial's model a prompt is read in two thirds of the time; the step takes 1 us more, which a small
-    output layer would not pay back.
-    """
-    made_by = {name: node for node in graph.node for name in node.output}
-    add = made_by[LOGITS]
-    product = next(made_by[name] for name in add.input if name in made_by)
-    transpose = made_by[product.input[0]]
-    between = {*product.output}
-    while transpose.op_type == "MatMul":  # the projection
-        between.update(transpose.output)
-        transpose = made_by[transpose.input[0]]
-    if (add.op_type, product.op_type, transpose.op_type) != ("Add", "MatMul", "Transpose"):
-        raise ExportError("the output layer is not where it was looked for")
-    hidden = transpose.input[0]  # (time, batch, hidden)
-    last = onnx.numpy_helper.from_array(np.array([np.iinfo(np.int64).max]), "to_the_end")
-    default = onnx.numpy_helper.from_array(np.zeros(1, dtype=np.int64), LOGITS_FROM)
-    graph.initializer.extend([last, default])
-    graph.input.append(onnx.helper.make_tensor_value_info(LOGITS_FROM, onnx.TensorProto.INT64, [1]))
-    wanted = f"{hidden}_wanted"
-    transpose.input[0] = wanted
-    place = list(graph.node).index(transpose)
-    graph.node.insert(place, onnx.helper.make_node("Slice", [hidden, LOGITS_FROM, "to_the_end"], [wanted]))
-    # How many logits there are is no longer the number of tokens.
-    stale = {*transpose.output, *between}
-    kept = [value for value in graph.value_info if value.name not in stale]
-    del graph.value_info[:]
-    graph.value_info.extend(kept)
 
 
 def _check(graph: onnx.ModelProto, config: BundleConfig) -> None:
     found = {entry.domain: entry.version for entry in graph.opset_import}
     if found != {"": config.opset}:
         raise ExportError(f"the exporter wrote opset {found}, not {config.opset}")
-    initializers = {tensor.name for tensor in graph.graph.initializer}
-    if cell := CELLS.get(config.model_type):
-        recurrent = [node for node in graph.graph.node if node.op_type == cell.name]
-        if len(recurrent) != config.num_hidden_layers:
-            raise ExportError(f"{len(recurrent)} {cell.name} operators for {config.num_hidden_layers} layers")
-        for node in recurrent:
-            if not initializers.issuperset(node.input[1:4]):
-                raise ExportError(f"the weights of {node.name} are no initializers")
     onnx.checker.check_model(graph, full_check=True)
     onnx.shape_inference.infer_shapes(graph, check_type=True, strict_mode=True, data_prop=True)
 
@@ -149,8 +100,8 @@ def check_size(model: nn.Module) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what the exporter says of other packages, and of conversions that are checked here."""
+def _silenced() -> Iterator[None]:
+    """Silence the exporter's remarks on other packages, and on conversions that are checked here."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""The proof that a bundle's graph equals the torch model, on real text."""
+"""The proof that a bundle's model equals the checkpoint's, on held-out text."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 
 from lm_runtime.models.protocol import State, StepModel
 from lm_runtime.models.state import initial_state
-from lm_runtime.softmax import log_softmax_at
 
 TOLERANCE = 1e-4
 """The largest difference allowed in fp32. Rounding gave 1e-6 for logits of about 10; a wrong gate or a
-state that is not carried gives differences of 0.1 and more."""
+state that is not carried gave 0.1 and more."""
 
 _STEPS = 256
 _GREEDY_STEPS = 200
@@ -27,23 +26,22 @@ class Parity:
     """The largest differences between the two models, and whether their greedy texts are the same."""
 
     steps: int
-    """Steps compared, the state carried, for each batch size."""
+    """The steps compared at each batch size, the state carried."""
     batches: tuple[int, ...]
     """The batch sizes."""
     logits: float
     """Largest absolute difference of a logit."""
     states: float
-    """Largest difference of an element of the state, relative to it where it is above 1: a cell adds up what
-    it reads and has no bound. At 215 torch itself was seen 2e-4 away from double precision. Integers are
-    equal, or the difference is infinite."""
+    """Largest difference of an element of the state, relative where it is above 1: a cell has no bound, and
+    at 215 torch itself was 2e-4 from double precision. Integers that differ count as infinite."""
     one_call: float
     """Largest difference between reading the text in one call and step by step (onnxruntime)."""
     greedy_tokens: int
     """Length of the greedy texts."""
     greedy_equal: bool
-    """Whether they have the same ids."""
+    """Whether both models wrote the same ids."""
     tolerance: float = TOLERANCE
-    """What was allowed."""
+    """The largest difference allowed."""
 
     @property
     def holds(self) -> bool:
@@ -95,14 +93,14 @@ def compare(reference: StepModel, model: StepModel, held_out: NDArray[np.int64])
 
 
 def difference(a: NDArray[Any], b: NDArray[Any]) -> float:
-    """The largest absolute difference; NaN anywhere counts as infinite, and so do integers that differ."""
+    """The largest absolute difference; NaN and integers that differ count as infinite."""
     if a.dtype.kind == "i":
         return 0.0 if np.array_equal(a, b) else np.inf
     return float(np.nan_to_num(np.abs(a - b), nan=np.inf).max(initial=0.0))
 
 
 def relative_difference(expected: NDArray[Any], found: NDArray[Any]) -> float:
-    """The same, divided by the expected value where that is larger than 1."""
+    """As :func:`difference`, divided by the expected value where that is above 1."""
     if expected.dtype.kind == "i":
         return difference(expected, found)
     scale = np.maximum(np.abs(expected), 1)
@@ -110,20 +108,10 @@ def relative_difference(expected: NDArray[Any], found: NDArray[Any]) -> float:
 
 
 def _greedy(model: StepModel) -> list[int]:
+    """The ids of a greedy text after one ``<eos>``."""
     ids: list[int] = [model.tokenizer.eos_id]
     state: State = initial_state(model, 1)
     for _ in range(_GREEDY_STEPS):
         logits, state = model.step(np.array([[ids[-1]]]), state)
         ids.append(int(logits[0, -1].argmax()))
     return ids[1:]
-
-
-def perplexity(model: StepModel, ids: NDArray[np.int64], call: int) -> float:
-    """Perplexity of ``ids`` ``(tokens,)``, the state carried from zero, ``call`` tokens in one call."""
-    state = initial_state(model, 1)
-    total = 0.0
-    inputs = np.concatenate([[model.tokenizer.eos_id], ids[:-1]])
-    for start in range(0, ids.size, call):
-        logits, state = model.step(inputs[None, start : start + call], state)
-        total -= float(log_softmax_at(logits[0], ids[start : start + call]).sum(dtype=np.float64))
-    return float(np.exp(total / ids.size))

@@ -10,48 +10,34 @@ import numpy as np
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from lm_export.graph import ExportError
-from lm_trainer.config import ModelConfig
-from lm_trainer.networks.recurrent import CELLS
+from lm_export.errors import ExportError
+from lm_export.saturation import check_saturation, int8_weights, quantize_without_saturation
 
-_INT8 = {"LSTM": "DynamicQuantizeLSTM", "MatMul": "MatMulInteger"}
+INT8_OPERATORS = {"LSTM": "DynamicQuantizeLSTM", "MatMul": "MatMulInteger"}
 """The operators that onnxruntime has in int8, and those that they become; Gather reads int8 as it is."""
 _FP32_ONLY = {"GRU", "RNN"}
 """Those that it has in fp32 alone."""
 
 
-def layers_by_precision(model: ModelConfig) -> dict[str, list[str]]:
-    """The layers of a quantized graph that are in ``int8`` and those that stay in ``fp32``, in words."""
-    layers: dict[str, list[str]] = {"int8": ["embedding", "output layer"], "fp32": []}
-    if model.projection:
-        layers["int8"].insert(1, "projection")
-    cell = CELLS.get(model.model_type)
-    if cell is None:
-        layers["int8"].insert(1, "hidden layer")
-    elif cell.name in _INT8:
-        layers["int8"].insert(1, f"{cell.name} layers")
-    else:
-        layers["fp32"].append(f"{cell.name} layers")
-    return layers
-
-
 def quantize_int8(graph: onnx.ModelProto) -> onnx.ModelProto:
     """The graph with every layer in int8 that onnxruntime has in int8: all but those of GRU and RNN.
 
-    Activations are quantized at run time, with one scale a call.
+    Activations are quantized at run time, with one scale a call; weights have one scale a matrix, at which no
+    processor saturates.
 
     Raises:
-        ExportError: another layer stayed in fp32.
+        ExportError: another layer stayed in fp32, or products could saturate.
     """
+    folded = _with_folded_transposes(graph)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "quantized.onnx"
         before = logging.root.manager.disable
         logging.disable(logging.WARNING)  # it advises a preparation that this graph does not need
         try:
             quantize_dynamic(
-                _with_folded_transposes(graph),
+                folded,
                 path,
-                op_types_to_quantize=[*_INT8, "Gather"],
+                op_types_to_quantize=[*INT8_OPERATORS, "Gather"],
                 weight_type=QuantType.QInt8,
             )
         finally:
@@ -60,9 +46,11 @@ def quantize_int8(graph: onnx.ModelProto) -> onnx.ModelProto:
     onnx.helper.set_model_props(quantized, {**_properties(graph), "precision": "int8"})
     quantized.producer_name = graph.producer_name
     _check(graph, quantized)
+    _scale_anew(folded, quantized)
     if tied := _tied_weight(graph):
         _store_once(quantized, *tied)
     _check_count(graph, quantized)
+    check_saturation(quantized)
     return quantized
 
 
@@ -88,6 +76,21 @@ def _with_folded_transposes(graph: onnx.ModelProto) -> onnx.ModelProto:
             )
             folded.graph.node.remove(node)
     return folded
+
+
+def _scale_anew(graph: onnx.ModelProto, quantized: onnx.ModelProto) -> None:
+    """Replace the quantizer's integers and scales by those that saturate nowhere."""
+    weights = {tensor.name: tensor for tensor in graph.graph.initializer}
+    stored = {tensor.name: tensor for tensor in quantized.graph.initializer}
+    for name in int8_weights(quantized):
+        source = name.removesuffix("_quantized")  # the quantizer's names
+        matrix = onnx.numpy_helper.to_array(weights[source])
+        if matrix.ndim == 3:  # (directions, gates, inputs), which the quantizer transposes
+            matrix = matrix.swapaxes(1, 2)
+        integers, scale = quantize_without_saturation(matrix)
+        for old, new in ((name, integers), (f"{source}_scale", np.float32(scale))):
+            shape = tuple(stored[old].dims)
+            stored[old].CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(new).reshape(shape), old))
 
 
 def _tied_weight(graph: onnx.ModelProto) -> tuple[str, str] | None:
@@ -128,7 +131,7 @@ def _check(graph: onnx.ModelProto, quantized: onnx.ModelProto) -> None:
     """onnxruntime's quantizer passes over what it cannot quantize, without a word."""
     before = [node.op_type for node in graph.graph.node]
     after = [node.op_type for node in quantized.graph.node]
-    for old, new in _INT8.items():
+    for old, new in INT8_OPERATORS.items():
         if after.count(new) != before.count(old) or old in after:
             raise ExportError(f"{after.count(new)} of {before.count(old)} {old} operators were quantized")
     # Biases stay: a vector, or (1, gates) with a recurrent layer.
@@ -136,7 +139,7 @@ def _check(graph: onnx.ModelProto, quantized: onnx.ModelProto) -> None:
     for node in quantized.graph.node:
         if node.op_type in _FP32_ONLY:
             allowed.update(node.input[1:4])
-        elif node.op_type == _INT8["LSTM"]:
+        elif node.op_type == INT8_OPERATORS["LSTM"]:
             allowed.add(node.input[3])
     matrices = [
         tensor.name

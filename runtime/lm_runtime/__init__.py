@@ -23,14 +23,16 @@ if TYPE_CHECKING:
     from lm_runtime.generation.generate import generate, generate_batch, generate_samples, suggest
     from lm_runtime.generation.rows import Piece
     from lm_runtime.generation.session import Session
+    from lm_runtime.generation.words import complete_word
     from lm_runtime.models.interpolation import InterpolatedModel, fit_weight
     from lm_runtime.models.load import load
     from lm_runtime.models.protocol import State
     from lm_runtime.models.state import initial_state
     from lm_runtime.sampling.params import SamplingParams
     from lm_runtime.sampling.sampler import NotFiniteError
-    from lm_runtime.scoring.rescoring import Hypothesis, Rescored, read_hypotheses, rescore, score_texts
+    from lm_runtime.scoring.rescoring import Hypothesis, Rescored, read_hypotheses, rescore
     from lm_runtime.scoring.score import Score, score_file
+    from lm_runtime.scoring.texts import score_texts
 
 __all__ = [
     "BeamHypothesis",
@@ -49,6 +51,7 @@ __all__ = [
     "UnusableFileError",
     "beam_search",
     "complete",
+    "complete_word",
     "fit_weight",
     "generate",
     "generate_batch",
@@ -80,6 +83,7 @@ _HOME = {
     "UnusableFileError": "files",
     "beam_search": "generation.beam",
     "complete": "generation.complete",
+    "complete_word": "generation.words",
     "generate": "generation.generate",
     "generate_batch": "generation.generate",
     "generate_samples": "generation.generate",
@@ -88,7 +92,7 @@ _HOME = {
     "read_hypotheses": "scoring.rescoring",
     "rescore": "scoring.rescoring",
     "score_file": "scoring.score",
-    "score_texts": "scoring.rescoring",
+    "score_texts": "scoring.texts",
     "suggest": "generation.generate",
 }
 

@@ -1,4 +1,4 @@
-"""Measuring a bundle on this machine: rates, the share of time outside the graph, the memory's limit.
+"""Measuring a bundle on this machine: rates, the share of time outside the graph, the limit of memory.
 
 Every figure is a median of several runs. Knows nothing about the command line.
 """
@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from lm_runtime.bundle import MODELS, NGRAM_TYPE
 from lm_runtime.generation.generate import generate_batch
 from lm_runtime.generation.session import Session
 from lm_runtime.models.load import load
@@ -35,7 +34,7 @@ class StepRate:
     precision: str
     """fp32 or int8."""
     batch: int
-    """Sequences side by side."""
+    """Sequences in one batch."""
     graph: float
     """Tokens a second of the model's steps alone, all sequences together."""
     generation: float
@@ -71,23 +70,10 @@ def reader(size: int) -> Callable[[], object]:
     return lambda: list(pool.map(np.max, parts))
 
 
-def weights_bytes(model: BundleModel) -> int | None:
-    """What a step at batch 1 reads: the graph's file but for the embedding, of which it reads one row.
-
-    None for tables, of which a step reads what it looks up.
-    """
-    if model.config.model_type == NGRAM_TYPE:
-        return None
-    size = (model.folder / MODELS[model.precision]).stat().st_size
-    width = 4 if model.precision == "fp32" else 1
-    tied = model.config.tie_word_embeddings and model.precision == "fp32"
-    return size - (0 if tied else width * model.config.vocab_size * model.config.embedding_dim)
-
-
 def step_rate(model: BundleModel, batch: int, tokens: int) -> StepRate:
     """Measure ``tokens`` steps at a batch size.
 
-    Graph and generation take turns, so that both see the same machine.
+    Runs of the graph and of generation alternate, so that both see the same machine.
     """
     stepper = model.stepper(initial_state(model, batch))
     read = [model.tokenizer.eos_id] * batch

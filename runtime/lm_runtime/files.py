@@ -77,8 +77,12 @@ def reading(path: str | Path, problem: str) -> Iterator[None]:
     except (UnusableFileError, MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # a panic of a library in Rust is no Exception
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise UnusableFileError(path, f"{problem} ({reason[:_LONGEST_REASON]})") from None
+        raise UnusableFileError(path, f"{problem} ({first_line(error)})") from None
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, cut where it is long; the name of its type if there is none."""
+    return (next(iter(str(error).splitlines()), "") or type(error).__name__)[:_LONGEST_REASON]
 
 
 def open_regular(path: Path, wanted: str = "file") -> io.BufferedReader:
@@ -122,7 +126,7 @@ def read_regular(path: Path, most: int, missing: str = "no such file") -> bytes:
             size = os.fstat(file.fileno()).st_size
             if size > most:
                 raise UnusableFileError(path, f"{size:,} bytes, more than {most:,}")
-            return file.read(most + 1)
+            return file.read()  # of a size given, so much memory would be taken first
     except (FileNotFoundError, NotADirectoryError):
         raise UnusableFileError(path, missing) from None
 

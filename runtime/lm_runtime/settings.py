@@ -44,8 +44,8 @@ class Setting:
     """The option's name without its dashes; by default the field's, with dashes."""
     metavar: str | None = None
     """What stands for the value in ``--help``."""
-    choices: tuple[str, ...] = ()
-    """The values of a string, where only some are allowed."""
+    choices: Collection[str] = ()
+    """The values of a string, where only some are allowed; more may be added to it later."""
     low: float | None = None
     """The smallest value."""
     high: float | None = None

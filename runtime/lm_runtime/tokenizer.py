@@ -7,7 +7,9 @@ models.
 
 from __future__ import annotations
 
+import base64
 import codecs
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,7 +21,8 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-from lm_runtime.files import UnusableFileError
+from lm_runtime.files import UnusableFileError, first_line, read_regular
+from lm_runtime.settings import short
 
 EOS = "<eos>"
 UNK = "<unk>"
@@ -30,6 +33,9 @@ _EOS_NAMES = (EOS, "</s>", "<|endoftext|>", "<|end_of_text|>", "[SEP]")
 _UNK_NAMES = (UNK, "[UNK]", "<|unk|>")
 _BATCH_CHARACTERS = 1 << 20
 _CONTEXT = 8
+_LARGEST_FILE = 1 << 30
+_SEPARATORS = "\x1c\x1d\x1e\x1f"
+_SEPARATORS_AS_LETTERS = str.maketrans(_SEPARATORS, "xxxx")
 
 Kind = Literal["word", "char", "bpe", "other"]
 
@@ -37,22 +43,24 @@ Kind = Literal["word", "char", "bpe", "other"]
 class Tokenizer:
     """Encodes and decodes text; made from the text of a ``tokenizer.json``.
 
+    Threads may share one. A pickle holds the text of the file.
+
     Raises:
         ValueError: the text is no tokenizer, or one without an end-of-line token or with holes in
             its ids.
     """
 
     def __init__(self, json_text: str) -> None:
-        try:
+        data = _parse(json_text)
+        with _library("not a tokenizer.json"):
             self._engine = tokenizers.Tokenizer.from_str(json_text)
-        except Exception as error:  # the library raises plain Exception, whatever is wrong
-            raise ValueError(f"not a tokenizer.json: {str(error).splitlines()[0]}") from None
-        # Text that spells a special token's name is text, but for a word of that name in a word vocabulary.
-        self._engine.encode_special_tokens = True
-        self._engine.no_padding()
-        self._engine.no_truncation()
+            # Text that spells a special token's name is text, but for a word of that name in a word
+            # vocabulary.
+            self._engine.encode_special_tokens = True
+            self._engine.no_padding()
+            self._engine.no_truncation()
+            vocabulary = self._engine.get_vocab(with_added_tokens=True)
         self.json_text = json_text
-        vocabulary = self._engine.get_vocab(with_added_tokens=True)
         self.vocab_size = len(vocabulary)
         self.tokens = sorted(vocabulary, key=vocabulary.__getitem__)
         """The tokens in the order of their ids."""
@@ -65,7 +73,7 @@ class Tokenizer:
         """The id that ends a line, and that a model has read before its first token."""
         self.unk_id = next((vocabulary[name] for name in _UNK_NAMES if name in vocabulary), None)
         """The id of words that are not in the vocabulary; None where every text can be spelled."""
-        self.kind: Kind = _kind(json.loads(json_text))
+        self.kind: Kind = _kind(data)
         """How text is cut: word, char, (byte-level) bpe, or another way that a given file defines."""
 
     @classmethod
@@ -75,13 +83,27 @@ class Tokenizer:
         Raises:
             UnusableFileError: there is no such file, or it is no usable tokenizer.
         """
+        return cls.from_bytes(path, read_regular(path, _LARGEST_FILE))
+
+    @classmethod
+    def from_bytes(cls, path: Path, content: bytes) -> Tokenizer:
+        """The tokenizer in the ``content`` of the file ``path``.
+
+        Raises:
+            UnusableFileError: it is no usable tokenizer.
+        """
         try:
-            return cls(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise UnusableFileError(path, "no such file") from None
-        except ValueError as error:  # UnicodeDecodeError is one
-            problem = "not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
-            raise UnusableFileError(path, problem) from None
+            return cls(content.decode("utf-8"))
+        except UnicodeDecodeError:
+            raise UnusableFileError(path, "not UTF-8") from None
+        except ValueError as error:
+            raise UnusableFileError(path, str(error)) from None
+
+    def __reduce__(self) -> tuple[type[Tokenizer], tuple[str]]:
+        return Tokenizer, (self.json_text,)
+
+    def __repr__(self) -> str:
+        return f"Tokenizer({self.kind}, vocab_size={self.vocab_size})"
 
     @property
     def vocabulary_sha256(self) -> str:
@@ -97,11 +119,21 @@ class Tokenizer:
         text.encode()
         lines = text.replace("\r\n", "\n").split("\n")
         ids: list[int] = []
-        for number, encoding in enumerate(self._engine.encode_batch_fast(lines, add_special_tokens=False)):
+        for number, line in enumerate(self._encode_lines(lines)):
             if number:
                 ids.append(self.eos_id)
-            ids.extend(encoding.ids)
+            ids.extend(line)
         return ids
+
+    def _encode_lines(self, lines: list[str]) -> list[list[int]]:
+        """The ids of each of ``lines``, which have no line breaks.
+
+        Raises:
+            ValueError: the tokenizer fails on one of them.
+        """
+        with _library("the tokenizer cannot encode the text"):
+            encodings = self._engine.encode_batch_fast(lines, add_special_tokens=False)
+            return [encoding.ids for encoding in encodings]
 
     def one_token(self, text: str) -> int:
         """The id of the token that ``text`` names: as tokens.txt has it, or as it is spelled in a text.
@@ -134,10 +166,10 @@ class Tokenizer:
             yield self._encode_batch(batch)
 
     def _encode_batch(self, batch: Sequence[tuple[str, bool]]) -> NDArray[np.int64]:
-        encodings = self._engine.encode_batch_fast([text for text, _ in batch], add_special_tokens=False)
+        lines = self._encode_lines([text for text, _ in batch])
         ids: list[int] = []
-        for (_, ends), encoding in zip(batch, encodings, strict=True):
-            ids.extend(encoding.ids)
+        for (_, ends), line in zip(batch, lines, strict=True):
+            ids.extend(line)
             if ends:
                 ids.append(self.eos_id)
         return np.array(ids, dtype=np.int64)
@@ -148,7 +180,7 @@ class Tokenizer:
         return "".join(decoder.push(token) for token in ids) + decoder.flush()
 
     def decoder(self, after: Sequence[int] = ()) -> StreamDecoder:
-        """A decoder for tokens that come one at a time, behind the tokens ``after``."""
+        """A decoder for tokens that come one at a time, after the tokens ``after``."""
         return StreamDecoder(self, after)
 
     @cached_property
@@ -238,11 +270,95 @@ class StreamDecoder:
     def _fresh(self) -> str:
         """The text of the tokens that have not been shown."""
         decode = self._tokenizer._engine.decode
-        before = decode(self._recent[: self._shown], skip_special_tokens=False)
-        return str(decode(self._recent, skip_special_tokens=False))[len(before) :]
+        with _library("the tokenizer cannot decode its tokens"):
+            before = decode(self._recent[: self._shown], skip_special_tokens=False)
+            return str(decode(self._recent, skip_special_tokens=False))[len(before) :]
 
 
-def _kind(data: dict[str, object]) -> Kind:
+def count_words(text: str) -> int:
+    """How many words a word tokenizer finds in ``text``: what stands between white space of Unicode.
+
+    Python counts the control characters U+001C to U+001F as white space, which Unicode does not.
+    """
+    if any(character in text for character in _SEPARATORS):
+        text = text.translate(_SEPARATORS_AS_LETTERS)
+    return len(text.split())
+
+
+@contextlib.contextmanager
+def _library(problem: str) -> Iterator[None]:
+    """Turn whatever ``tokenizers`` raises, its panics too, into ValueError with ``problem`` and its words."""
+    try:
+        yield
+    except (MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # a panic is no Exception
+        raise ValueError(f"{problem}: {first_line(error)}") from None
+
+
+def _parse(json_text: str) -> dict[str, Any]:
+    """The object in a ``tokenizer.json``, as far as the library would not check it itself.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        data = json.loads(json_text)
+    except RecursionError:
+        raise ValueError("not a tokenizer.json: too deep") from None
+    except ValueError as error:
+        raise ValueError(f"not a tokenizer.json: {error}") from None
+    if not isinstance(data, dict):
+        raise ValueError("not a tokenizer.json: not an object")
+    model = data.get("model")
+    if isinstance(model, dict) and isinstance(model.get("merges"), list):
+        _check_merges(model)
+    _check_normalizer(data.get("normalizer"))
+    return data
+
+
+def _check_normalizer(normalizer: object) -> None:
+    """Check SentencePiece's tables of characters, over which the library panics, also within a sequence.
+
+    Raises:
+        ValueError: one is not a size in 4 bytes, an array of that size, and text.
+    """
+    if not isinstance(normalizer, dict):
+        return
+    inner = normalizer.get("normalizers")
+    for one in inner if isinstance(inner, list) else []:
+        _check_normalizer(one)
+    if normalizer.get("type") == "Precompiled":
+        try:
+            table = base64.b64decode(normalizer["precompiled_charsmap"], validate=True)
+            size = int.from_bytes(table[:4], "little")
+            whole = len(table) >= 4 + size and size % 4 == 0 and bool(table[4 + size :].decode("utf-8"))
+        except (KeyError, TypeError, ValueError):
+            whole = False
+        if not whole:
+            raise ValueError("not a tokenizer.json: a table of characters of no usable form")
+
+
+def _check_merges(model: dict[str, Any]) -> None:
+    """Check that what each merge makes is in the vocabulary: the library panics where it is not.
+
+    Raises:
+        ValueError: with the merge.
+    """
+    prefix = model.get("continuing_subword_prefix") or ""
+    vocabulary = model.get("vocab")
+    if not (isinstance(prefix, str) and isinstance(vocabulary, dict)):
+        raise ValueError("not a tokenizer.json: a vocabulary of no usable form")
+    for merge in model["merges"]:
+        parts = merge.split(" ") if isinstance(merge, str) else merge
+        if not (isinstance(parts, list) and len(parts) == 2 and all(isinstance(part, str) for part in parts)):
+            raise ValueError(f"not a tokenizer.json: the merge {short(merge)} is no pair")
+        left, right = parts
+        if not right.startswith(prefix) or left + right[len(prefix) :] not in vocabulary:
+            raise ValueError(f"not a tokenizer.json: the merge {short(merge)} makes no token")
+
+
+def _kind(data: dict[str, Any]) -> Kind:
     """Tell from a ``tokenizer.json`` which of the project's own kinds it is."""
     model, pre_tokenizer, normalizer = data.get("model"), data.get("pre_tokenizer"), data.get("normalizer")
     if not (isinstance(model, dict) and isinstance(pre_tokenizer, dict) and normalizer is None):

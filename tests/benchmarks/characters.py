@@ -31,7 +31,7 @@ LAYERS, HEADS, WIDTH, CONTEXT, BATCH, RATE = 4, 4, 128, 64, 12, 1e-3
 
 
 class Block(nn.Module):
-    """Attention and a feed-forward part, each behind a norm and beside a shortcut."""
+    """Attention and a feed-forward layer, each with a pre-norm and a residual connection."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -27,8 +27,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from lm_runtime.scoring.score import perplexity
+from lm_trainer.networks.family import make_model
 from lm_trainer.networks.recurrent import RecurrentLM
-from lm_trainer.networks.registry import make_model
 from lm_trainer.run.checkpoint import load_checkpoint, restore_model
 
 HERE = Path(__file__).resolve().parent
@@ -51,7 +51,7 @@ REACH = 100
 
 
 def seeds(family: str) -> range:
-    """Those of its runs; n-grams are counted."""
+    """Those of its runs; n-grams are estimated in one pass."""
     return range(1 if family == "ngram" else SEEDS)
 
 
@@ -130,10 +130,10 @@ def draw_reach(work: Path, path: Path) -> dict[str, dict[str, float]]:
     left: dict[str, dict[str, float]] = {}
     for family in ("rnn", "gru", "lstm"):
         run = work / "runs" / f"{family}-0"
-        content = load_checkpoint(run)
-        model, _ = restore_model(run, content)
+        checkpoint = load_checkpoint(run)
+        model, _ = restore_model(checkpoint)
         assert isinstance(model, RecurrentLM)
-        ids = content["held_out"].numpy()
+        ids = checkpoint.facts.held_out.numpy()
         for label, candidate, style in (
             ("trained", model, "-"),
             ("before training", make_model(model.config, torch.Generator().manual_seed(0)), ":"),
@@ -254,7 +254,7 @@ def main() -> None:
         f"with {SEEDS} seeds, mean and range; samples and gradients are of the first. "
         "Others use the machine too: from hour to hour times were seen to vary by a half.",
         "",
-        "All by the same commands; networks have the tutorial's measures (embedding 128, hidden 1024, Adam, "
+        "All by the same commands; networks have the tutorial's sizes (embedding 128, hidden 1024, Adam, "
         "two epochs, after which the LSTM overfits), and nothing against overfitting: baselines, as the "
         "tutorial has them. Perplexity is `lm-score`'s, of the exported bundle without torch; tokens/s are "
         "`lm-bench`'s, of text in fp32 at batch 1.",
@@ -309,7 +309,7 @@ def main() -> None:
         "## Batch first or time first",
         "torch's LSTM layer of the tutorial (batch 20, 30 steps, 128 to 1024), forward and backward in fp32: "
         + ", ".join(f"{name} {value:.0f} ms" for name, value in layers.items())
-        + f" (ratio {layers['batch first'] / layers['time first']:.2f}; medians, in turns). lm-train turns "
+        + f" (ratio {layers['batch first'] / layers['time first']:.2f}, medians). lm-train turns "
         "the ids, which costs nothing, and works time first within.",
         "",
         "## Clipping by norm or by value",

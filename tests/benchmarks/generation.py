@@ -4,7 +4,7 @@
 
 RUN is a folder with best.pt of `lm-train --preset tutorial`, BUNDLE its export with int8. Without them a
 model of the same size is made, trained for seconds: the speed is the same. Each side is a process of its
-own that waits while the others work; they take turns, and medians of the rounds are compared, so that all
+own that waits while the others work; they alternate, and medians of the rounds are compared, so that all
 see the same machine.
 """
 
@@ -39,7 +39,7 @@ def side(function: Callable[[Path, Path], Work]) -> Callable[[Path, Path], Work]
 def torch_model(run: Path) -> Any:
     from lm_trainer.run.checkpoint import load_checkpoint, restore_model
 
-    return restore_model(run, load_checkpoint(run))[0]
+    return restore_model(load_checkpoint(run))[0]
 
 
 @side
@@ -179,7 +179,7 @@ def run_side(name: str, run: Path, bundle: Path) -> None:
 
 
 def rates(names: list[str], run: Path, bundle: Path) -> dict[str, float]:
-    """Tokens a second of each side: medians of rounds in which the sides take turns."""
+    """Tokens a second of each side: medians of rounds in which the sides alternate."""
     workers = {name: Worker(name, run, bundle) for name in names}
     for _ in range(_ROUNDS):
         for worker in workers.values():

@@ -1,7 +1,7 @@
 """Many short texts scored together against one at a time: python tests/benchmarks/scoring.py BUNDLE TEXT
 
 The texts are lines of TEXT, and 100-best lists made of lines by changing a few words in each copy. One at a
-time is either one call for a text, or one for a token. The sides take turns, and the best of the rounds
+time is either one call for a text, or one for a token. The sides alternate, and the best of the rounds
 counts: what else the machine does can only make a side slower.
 """
 
@@ -17,15 +17,16 @@ from pathlib import Path
 import numpy as np
 
 from lm_runtime.bundle import MODELS
+from lm_runtime.files import read_lines
 from lm_runtime.models.onnx import OnnxModel
 from lm_runtime.models.state import initial_state
-from lm_runtime.scoring.rescoring import score_texts
-from lm_runtime.scoring.score import read_lines, token_log_probabilities
+from lm_runtime.scoring.score import token_log_probabilities
+from lm_runtime.scoring.texts import score_texts
 from lm_runtime.softmax import log_softmax_at
 
 _BEST = 100
 _SAMPLE = 16
-"""Of so many texts, one is scored where they are scored one at a time."""
+"""Where texts are scored one at a time, one in this number is."""
 
 
 def nbest(lines: Sequence[str], lists: int, generator: random.Random) -> list[str]:

@@ -29,11 +29,13 @@ import torch
 from torch import nn
 
 from lm_trainer.config import ModelConfig
-from lm_trainer.networks.registry import make_model
+from lm_trainer.networks.family import make_model
 from lm_trainer.presets import PRESETS
 from lm_trainer.reports.metrics import MetricsLog
+from lm_trainer.training.job import Job
 from lm_trainer.training.loop import Trainer
 from lm_trainer.training.memory import keep_freed_memory
+from lm_trainer.training.snapshot import Snapshot
 
 SIDES = (
     "the tutorial's loop",
@@ -80,22 +82,31 @@ def tutorial(ids: torch.Tensor, family: str, device: torch.device) -> Callable[[
     return step
 
 
+class NoStore:
+    """Single steps write no checkpoints."""
+
+    kept = ""
+
+    def save(self, snapshot: Snapshot, *, best: bool = False) -> None:
+        raise NotImplementedError
+
+
 def ours(
     ids: np.ndarray, family: str, precision: str, batch: int, device: torch.device, folder: Path
 ) -> Trainer:
     """The same step as ``lm-train --preset tutorial`` takes it."""
-    measures = {**PRESETS["tutorial"].model, "vocab_size": VOCABULARY, "model_type": family}
-    return Trainer(
-        folder,
-        make_model(ModelConfig(**measures), torch.Generator().manual_seed(0)).to(device),
+    sizes = ModelConfig(**{**PRESETS["tutorial"].model, "vocab_size": VOCABULARY, "model_type": family})
+    job = Job(
+        sizes,
         replace(TUTORIAL, precision=precision, batch_size=batch),
         train=ids,
         valid=ids[:100],
         eos_id=0,
-        facts={},
         metrics=MetricsLog(folder / precision),
-        checkpoint_seconds=1e9,
+        store=NoStore(),
+        device=device,
     )
+    return Trainer(job, make_model(sizes, torch.Generator().manual_seed(0)).to(device))
 
 
 def products(family: str, batch: int, dtype: torch.dtype, device: torch.device) -> Callable[[], object]:
@@ -166,7 +177,7 @@ def serve(arguments: argparse.Namespace) -> None:
 
 
 def take_turns(arguments: argparse.Namespace) -> dict[str, list[float]]:
-    """Have all sides take turns for so long: the seconds a step of each turn, by the sides' names."""
+    """Run all sides alternately for a time: the seconds a step of each turn, by side."""
     times: dict[str, list[float]] = {side: [] for side in SIDES}
     with ExitStack() as stack:
         pipes = {}

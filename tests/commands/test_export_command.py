@@ -193,7 +193,7 @@ def test_arpa_comes_with_the_bundle_of_an_ngram_model_alone(
 ) -> None:
     code, _, err = invoke(lm_export, family_run, "--out", "bundle", "--arpa")
     if not family_run.parent.name.startswith("ngram"):
-        refusal = "ARPA is a format of n-gram models, and this is a network; leave out --arpa"
+        refusal = "ARPA is a format of n-gram models, and this is a network; leave out --format arpa"
         assert (code, one_line(err)) == (2, f"lm-export: {refusal}")
         assert tree(tmp_path) == set()
         return

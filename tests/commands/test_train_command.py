@@ -114,7 +114,7 @@ def test_a_corpus_that_is_nowhere(invoke: Invoke, tmp_path: Path) -> None:
         ),
         (["--find-lr", "--dry-run"], "give --dry-run or --find-lr, not both"),
         (["--find-lr", "ptb"], "a picture's path, which ends in .png, got ptb; CORPUS stands before it"),
-        (["--find-lr", "--model", "ngram"], "of no use to ngram"),
+        (["--find-lr", "--model", "ngram"], "does not apply to ngram"),
         (["--epochs", -1], "epochs must be from 1 to 1048576, got -1"),
         (["--lr", 0], "lr must be above 0, got 0"),
         (["--lr", "nan"], "lr must be above 0, got nan"),
@@ -131,7 +131,7 @@ def test_a_corpus_that_is_nowhere(invoke: Invoke, tmp_path: Path) -> None:
         (["--model", "window", "--layers", 1, "--tied"], "tied must be False with window (its embedding"),
         (["--model", "window", "--layers", 1, "--window", 1], "window must be from 2 to 1024, got 1"),
         (["--order", 5], "order must be 0 with lstm (what it has read is in its state), got 5"),
-        (["--model", "ngram"], "batch_size is of no use to ngram: it is counted in one pass"),
+        (["--model", "ngram"], "batch_size does not apply to ngram: it is estimated in one pass"),
         (["--projection", -1], "projection must be from 0 to 65536, got -1"),
         (
             ["--tied", "--projection", 20],
@@ -172,10 +172,10 @@ def test_bad_settings(invoke: Invoke, tmp_path: Path, options: list[object], mes
         (["--hidden-size", 8], "hidden_size must be 0 with ngram (it has tables, no layers), got 8"),
         (["--tied"], "tied must be False with ngram (it has tables, no layers), got True"),
         (["--window", 5], "window must be 0 with ngram (it sees one token less than its order), got 5"),
-        (["--epochs", 2], "epochs is of no use to ngram: it is counted in one pass"),
-        (["--lr", 0.1], "lr is of no use to ngram: it is counted in one pass"),
-        (["--patience", 1], "patience is of no use to ngram: it is counted in one pass"),
-        (["--find-lr"], "--find-lr is of no use to ngram: it is counted in one pass"),
+        (["--epochs", 2], "epochs does not apply to ngram: it is estimated in one pass"),
+        (["--lr", 0.1], "lr does not apply to ngram: it is estimated in one pass"),
+        (["--patience", 1], "patience does not apply to ngram: it is estimated in one pass"),
+        (["--find-lr"], "--find-lr does not apply to ngram: it is estimated in one pass"),
         (["--vocab-size", 1], "vocab_size must be from 3 to 16777216, got 1"),
     ],
 )
@@ -206,7 +206,7 @@ def test_an_ngram_run_that_was_broken_off_goes_on_and_is_not_exported_before(
     assert invoke(lm_train, *options, "--resume")[0] == 0
     before = (tmp_path / "run/best.pt").read_bytes()
     assert invoke(lm_train, *options[:-1], "whole")[0] == 0
-    tables = [load_checkpoint(tmp_path / run)["model"]["tables"] for run in ("run", "whole")]
+    tables = [load_checkpoint(tmp_path / run).weights["tables"] for run in ("run", "whole")]
     assert torch.equal(*tables)
     code, _, err = invoke(lm_train, *options, "--resume")
     assert code == 0
@@ -216,7 +216,7 @@ def test_an_ngram_run_that_was_broken_off_goes_on_and_is_not_exported_before(
     code, _, err = invoke(lm_train, *options, "--resume", "--order", 3)
     assert (code, one_line(err)) == (2, f"lm-train: {refusal}")
     code, _, err = invoke(lm_train, "--out", "run", "--resume", "--lr", 1)
-    assert (code, one_line(err)) == (2, "lm-train: lr is of no use to ngram: it is counted in one pass")
+    assert (code, one_line(err)) == (2, "lm-train: lr does not apply to ngram: it is estimated in one pass")
 
 
 def test_a_loss_that_is_no_number(invoke: Invoke, tmp_path: Path) -> None:
@@ -490,8 +490,11 @@ def test_what_the_machine_is_at_fault_for_is_one_line_and_no_damage(
     def fail(*_: object) -> None:
         raise RuntimeError(error)
 
+    options = [TINY, *SMALL, "--out", "run"]
+    if where == "resume":
+        assert invoke(lm_train, *options, "--epochs", 1)[0] == 0
     monkeypatch.setattr(Trainer, where, fail)
-    code, _, err = invoke(lm_train, TINY, *SMALL, "--epochs", 1, "--out", "run")
+    code, _, err = invoke(lm_train, *options, "--epochs", 2, *(["--resume"] if where == "resume" else []))
     assert (code, one_line(err)) == (1, f"lm-train: {message}")
 
 

@@ -11,7 +11,7 @@ import pytest
 
 import lm_runtime
 from conftest import FIXTURE, TINY, Invoke, one_line
-from lm_runtime.bundle import CONFIG, TOKENIZER, TOKENS
+from lm_runtime.bundle import CONFIG_FILE, TOKENIZER, TOKENS_FILE
 from lm_runtime.commands.score import main as lm_score
 from lm_runtime.files import UnusableFileError
 
@@ -26,6 +26,12 @@ def edit(path: Path, **changes: object) -> None:
     path.write_text(json.dumps({**data, **changes}))
 
 
+def drop(path: Path, name: str) -> None:
+    data = json.loads(path.read_text())
+    del data[name]
+    path.write_text(json.dumps(data))
+
+
 def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -36,9 +42,9 @@ def rehash(bundle: Path) -> None:
     """Make the hashes fit again, as someone would who edits a bundle by hand."""
     import hashlib
 
-    files = json.loads((bundle / CONFIG).read_text())["files"]
+    files = json.loads((bundle / CONFIG_FILE).read_text())["files"]
     edit(
-        bundle / CONFIG,
+        bundle / CONFIG_FILE,
         files={name: hashlib.sha256((bundle / name).read_bytes()).hexdigest() for name in files},
     )
 
@@ -56,48 +62,55 @@ def other_tokenizer(bundle: Path) -> None:
 
 
 def other_shape(bundle: Path) -> None:
-    states = json.loads((bundle / CONFIG).read_text())["states"]
+    states = json.loads((bundle / CONFIG_FILE).read_text())["states"]
     states[0]["shape"][2] += 1
-    edit(bundle / CONFIG, states=states)
+    edit(bundle / CONFIG_FILE, states=states)
 
 
 def change_state(bundle: Path, **changes: object) -> None:
-    states = json.loads((bundle / CONFIG).read_text())["states"]
-    edit(bundle / CONFIG, states=[{**states[0], **changes}, *states[1:]])
+    states = json.loads((bundle / CONFIG_FILE).read_text())["states"]
+    edit(bundle / CONFIG_FILE, states=[{**states[0], **changes}, *states[1:]])
 
 
 DAMAGE: list[tuple[Callable[[Path], object], str]] = [
     (lambda b: shutil.rmtree(b), "no such bundle"),
-    (lambda b: (b / CONFIG).unlink(), "not a bundle: no config.json in it"),
-    (lambda b: (b / CONFIG).write_text("{"), "not JSON"),
-    (lambda b: (b / CONFIG).write_text("[]"), "not a JSON object"),
-    (lambda b: (b / CONFIG).write_text("{}"), "bundle format None"),
-    (lambda b: edit(b / CONFIG, format_version=99), "bundle format 99, where this version"),
-    (lambda b: edit(b / CONFIG, states=3), "not a bundle's configuration"),
-    (lambda b: edit(b / CONFIG, surprise=1), "not a bundle's configuration"),
-    (lambda b: edit(b / CONFIG, vocab_size="200"), "vocab_size is '200', not a number"),
-    (lambda b: edit(b / CONFIG, hidden_size=25), "does not fit config.json: hidden_size is 24, not 25"),
-    (lambda b: edit(b / CONFIG, states=[]), "not a bundle's configuration .no state"),
-    (lambda b: edit(b / CONFIG, files=None), "not a bundle's configuration .no list of files"),
-    (lambda b: change_state(b, output="c_out"), "h comes out as c_out"),
-    (lambda b: change_state(b, dtype="float64"), "h is float64"),
-    (lambda b: change_state(b, shape=[None, None]), "h has the shape"),
-    (lambda b: (b / CONFIG).write_text("[" * 100_000), "not JSON"),
+    (lambda b: (b / CONFIG_FILE).unlink(), "not a bundle: no config.json in it"),
+    (lambda b: (b / CONFIG_FILE).write_text("{"), "not JSON"),
+    (lambda b: (b / CONFIG_FILE).write_text("[]"), "not a JSON object"),
+    (lambda b: (b / CONFIG_FILE).write_text("{}"), "bundle format None"),
+    (lambda b: edit(b / CONFIG_FILE, format_version=99), "bundle format 99, where this version"),
+    (lambda b: edit(b / CONFIG_FILE, states=3), "not a bundle's configuration"),
+    (lambda b: drop(b / CONFIG_FILE, "opset"), "not a bundle's configuration .opset is missing"),
+    (lambda b: drop(b / CONFIG_FILE, "states"), "not a bundle's configuration .states is missing"),
+    (lambda b: edit(b / CONFIG_FILE, vocab_size="200"), "vocab_size is '200', not a number"),
+    (lambda b: edit(b / CONFIG_FILE, hidden_size=25), "does not fit config.json: hidden_size is 24, not 25"),
+    (lambda b: edit(b / CONFIG_FILE, states=[]), "not a bundle's configuration .no state"),
     (
-        lambda b: edit(b / CONFIG, states=json.loads((b / CONFIG).read_text())["states"][:1]),
+        lambda b: edit(b / CONFIG_FILE, files=None),
+        "not a bundle's configuration .files is None, not an object",
+    ),
+    (lambda b: change_state(b, output="c_out"), "h comes out as 'c_out'"),
+    (lambda b: change_state(b, dtype="float64"), "h is 'float64', not float32 or int64"),
+    (lambda b: change_state(b, shape=[None, None]), "h has the shape"),
+    (lambda b: (b / CONFIG_FILE).write_text("[" * 100_000), "not JSON"),
+    (
+        lambda b: edit(b / CONFIG_FILE, states=json.loads((b / CONFIG_FILE).read_text())["states"][:1]),
         "has the tensor c, which config.json does not list",
     ),
     (other_shape, "h is tensor.float. .2, None, 24., where config.json says"),
     (lambda b: (b / "onnx/model.onnx").unlink(), "the bundle's file is missing"),
     (lambda b: flip(b / "onnx/model.onnx"), "changed since the export"),
     (lambda b: flip(b / TOKENIZER), "changed since the export"),
-    (lambda b: (b / TOKENS).write_text(""), "changed since the export"),
+    (lambda b: (b / TOKENS_FILE).write_text(""), "changed since the export"),
     (swap, "changed since the export"),
     (lambda b: (swap(b), rehash(b)), "does not fit config.json: precision is int8, not fp32"),
-    (lambda b: edit(b / CONFIG, tie_word_embeddings="x"), "tie_word_embeddings is 'x', not true or false"),
+    (
+        lambda b: edit(b / CONFIG_FILE, tie_word_embeddings="x"),
+        "tie_word_embeddings is 'x', not true or false",
+    ),
     (lambda b: (edit(b / "generation_config.json", stop=[5]), rehash(b)), "stop must be a sequence of str"),
     (other_tokenizer, "does not fit the model: vocabulary_sha256"),
-    (lambda b: ((b / "onnx/model.onnx").write_bytes(b"junk"), rehash(b)), "onnxruntime cannot load it"),
+    (lambda b: ((b / "onnx/model.onnx").write_bytes(b"junk"), rehash(b)), "not an ONNX file, or damaged"),
     (
         lambda b: (edit(b / "generation_config.json", top_p=7), rehash(b)),
         "not usable as sampling parameters .top_p must be above 0 and at most 1, got 7",
@@ -118,7 +131,7 @@ def test_a_changed_or_missing_file_of_any_family_is_named(
 ) -> None:
     """Each that the runtime reads, but for the configuration, which is told from others by its content."""
     for place in sorted(path.relative_to(family_bundle) for path in family_bundle.rglob("*.*")):
-        if place.name in ("README.md", CONFIG, "model_quantized.onnx"):
+        if place.name in ("README.md", CONFIG_FILE, "model_quantized.onnx"):
             continue
         for harm, message in ((flip, "changed since the export"), (Path.unlink, "file is missing")):
             bundle = Path(shutil.copytree(family_bundle, tmp_path / "bundle"))
@@ -141,14 +154,14 @@ def test_a_card_that_was_edited_and_a_graph_that_is_not_used_do_not_matter(bundl
 
 
 def test_a_precision_that_is_not_there_is_refused_with_the_way_to_get_it(bundle: Path) -> None:
-    files = json.loads((bundle / CONFIG).read_text())["files"]
+    files = json.loads((bundle / CONFIG_FILE).read_text())["files"]
     del files["onnx/model_quantized.onnx"]
-    edit(bundle / CONFIG, files=files)
+    edit(bundle / CONFIG_FILE, files=files)
     with pytest.raises(ValueError, match="has no int8 graph; export it with --quantize int8"):
         lm_runtime.load(bundle, precision="int8")
 
 
 def test_tokens_txt_lists_token_and_id(bundle: Path) -> None:
-    lines = (bundle / TOKENS).read_text().splitlines()
+    lines = (bundle / TOKENS_FILE).read_text().splitlines()
     assert lines[:2] == ["<eos> 0", "<unk> 1"]
     assert len(lines) == 200

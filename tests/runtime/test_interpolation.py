@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import lm_runtime
-from conftest import FIXTURE, TINY, Invoke, one_line
+from conftest import FIXTURE, TINY, Invoke, one_line, run_command
 from lm_runtime.commands.score import main as lm_score
 from lm_runtime.generation.generate import generate_samples
 from lm_runtime.generation.session import Session
@@ -21,6 +25,8 @@ from lm_runtime.sampling.params import SamplingParams
 from lm_runtime.scoring.score import score_file
 from lm_runtime.softmax import log_softmax
 from lm_trainer.ngram.estimation import estimate
+
+PAIR = (FIXTURE, TINY / "valid.txt", "--json", "--with", FIXTURE)
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +113,26 @@ def test_the_command_interpolates(invoke: Invoke) -> None:
     record = json.loads(invoke(lm_score, FIXTURE, text, "--with", FIXTURE, "--weight", 0.3, "--json")[1])
     assert record["weight"] == 0.3
     assert invoke(lm_score, FIXTURE, text, "--lines", "--with", FIXTURE, "--weight", 0.5)[0] == 0
+
+
+def test_the_weight_is_fitted_on_a_stream(tmp_path: Path) -> None:
+    """Which can be read only once."""
+    expected = run_command("lm-score", *PAIR, "--fit", TINY / "test.txt", cwd=tmp_path).stdout
+    text = (TINY / "test.txt").read_bytes()
+    read, write = os.pipe()
+    os.write(write, text)
+    os.close(write)
+    for name, options in (("-", {"input": text}), (f"/dev/fd/{read}", {"pass_fds": [read]})):
+        command = [str(Path(sys.executable).parent / "lm-score"), *map(str, PAIR), "--fit", name]
+        found: Any = subprocess.run(command, capture_output=True, cwd=tmp_path, check=True, **options)
+        assert found.stdout.decode() == expected
+    os.close(read)
+
+
+def test_two_texts_cannot_both_be_standard_input(invoke: Invoke) -> None:
+    code, out, err = invoke(lm_score, FIXTURE, "-", "--with", FIXTURE, "--fit", "-")
+    assert (code, out) == (2, "")
+    assert "FILE and --fit cannot both be standard input" in one_line(err)
 
 
 def test_bad_pairs_are_one_line(invoke: Invoke, small_bundle: Path) -> None:

@@ -31,9 +31,9 @@ class FakeRuntime:
     def get_available_providers(self) -> list[str]:
         return [CUDA, CPU]
 
-    def _open(self, path: Any, options: Any, providers: list[str]) -> Any:
+    def _open(self, graph: bytes, options: Any, providers: list[str], **others: Any) -> Any:
         self.asked = providers
-        session = ort.InferenceSession(path, options, providers=[CPU])
+        session = ort.InferenceSession(graph, options, providers=[CPU], **others)
         if self._starts and CUDA in providers:
             session.get_providers = lambda: providers
         return session

@@ -22,10 +22,12 @@ from lm_runtime.commands.score import main as lm_score
 from lm_runtime.models.onnx import OnnxModel
 from lm_runtime.models.protocol import State, StepModel, Stepper
 from lm_runtime.scoring import rescoring
-from lm_runtime.scoring.rescoring import Hypothesis, rescore, score_texts
+from lm_runtime.scoring import score as scoring
+from lm_runtime.scoring.rescoring import Hypothesis, rescore
 from lm_runtime.scoring.score import Score, score_file
+from lm_runtime.scoring.texts import score_texts
 from lm_runtime.softmax import log_softmax_at
-from lm_runtime.tokenizer import Tokenizer
+from lm_runtime.tokenizer import Tokenizer, count_words
 
 FLOAT32_SUM = 1e-5
 """Natural-log units: what float32 leaves uncertain in a normalizer over 1,000 logits."""
@@ -296,3 +298,65 @@ def test_bad_options(invoke: Invoke, tmp_path: Path, options: list[object], mess
     code, out, err = invoke(lm_score, FIXTURE, "lists.txt", *options)
     assert (code, out) == (2, "")
     assert message in one_line(err)
+
+
+@pytest.mark.parametrize("separator", ["\x1c", "\x1d", "\x1e", "\x1f", "\x85", "\u3000", "\u200b", "\x0b"])
+def test_a_word_is_what_the_tokenizer_takes_for_one(model: OnnxModel, alone: Alone, separator: str) -> None:
+    text = f"the{separator}keeper of{separator}the sea"
+    score = alone(text)
+    assert score.words == score.tokens  # of a word vocabulary, with <eos>
+    assert score.perplexity_per_word == score.perplexity
+    assert next(score_texts(model, [text])) == score
+    assert count_words(text) == len(model.tokenizer.encode(text))
+
+
+@given(st.text())
+def test_words_are_counted_as_the_tokenizer_cuts_them(model: OnnxModel, text: str) -> None:
+    text = text.replace("\n", " ").replace("\r", " ")
+    if not any(0xD800 <= ord(character) < 0xE000 for character in text):
+        assert count_words(text) == len(model.tokenizer.encode(text))
+
+
+def test_a_perplexity_a_word_is_left_out_where_a_text_has_no_words(
+    invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score = Score(-20_000.0, 10_000, 0, 30_000, 11)
+    far_off = Score(-700.0, 1, 0, 1, 1)
+    assert score.perplexity_per_word is None
+    assert Score(-20_000.0, 10_000, 0, 30_000, 9_000).perplexity_per_word == pytest.approx(math.exp(20 / 9))
+    for result, printed in (
+        (score, "perplexity 7.3891 a token; "),
+        (far_off, "perplexity 1.0142e+304 a token; "),
+    ):
+        monkeypatch.setattr(scoring, "score_file", lambda *_, result=result, **__: result)
+        assert invoke(lm_score, FIXTURE, "x")[1].startswith(printed)
+        assert json.loads(invoke(lm_score, FIXTURE, "x", "--json")[1])["perplexity_per_word"] is None
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("a\u00a0b -1 the sea", Hypothesis("a\u00a0b", -1.0, "the sea")),
+        ("a\u3000b\t-1e-3\tthe\u00a0sea", Hypothesis("a\u3000b", -0.001, "the\u00a0sea")),
+        (" a  .5 \t the  sea\u00a0 ", Hypothesis("a", 0.5, "the  sea\u00a0")),
+        ("a +3. ", Hypothesis("a", 3.0, "")),
+        ("a 1_000 b", "the score is no number: '1_000'"),
+        ("a ١٢ b", "the score is no number: '١٢'"),
+        ("a 0x10 b", "the score is no number: '0x10'"),
+        ("a 1e999 b", "the score is no number: '1e999'"),
+        ("a -inf b", "the score is no number: '-inf'"),
+        ("a\u00a0-1\u00a0b", "not an id, a score and a text: 'a\\xa0-1\\xa0b'"),
+        ("a \u00a0-1 b", "the score is no number: '\\xa0-1'"),
+    ],
+)
+def test_lines_of_n_best_lists_are_read_strictly(
+    tmp_path: Path, line: str, expected: Hypothesis | str
+) -> None:
+    path = tmp_path / "lists.txt"
+    path.write_text(f"first -1 x\n{line}\n", encoding="utf-8")
+    if isinstance(expected, str):
+        with pytest.raises(lm_runtime.UnusableFileError) as error:
+            list(rescoring.read_hypotheses(path))
+        assert str(error.value) == f"{path}: line 2: {expected}"
+    else:
+        assert list(rescoring.read_hypotheses(path))[1] == expected

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -174,3 +177,48 @@ def test_word_mode_counts_types_and_tokens(folder: Path, types: int, train: int,
         for split in ("train", "valid")
     ]
     assert (tokenizer.vocab_size, *counts) == (types, train, valid)
+
+
+def byte_pairs(**changes: Any) -> str:
+    data = json.loads(trained("bpe", SAMPLE).json_text)
+    data["model"] |= changes.pop("model", {})
+    return json.dumps(data | changes)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (byte_pairs(model={"merges": [["a", "<eos>"]]}), r"the merge \['a', '<eos>'\] makes no token"),
+        (byte_pairs(model={"continuing_subword_prefix": "##"}), "makes no token"),
+        (byte_pairs(model={"merges": [["a"]]}), r"the merge \['a'\] is no pair"),
+        (byte_pairs(normalizer={"type": "Precompiled"}), "a table of characters of no usable form"),
+        (
+            byte_pairs(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"}),
+            "a table of characters of no usable form",
+        ),
+        ("[" * 100_000, "not a tokenizer.json"),
+    ],
+)
+def test_what_the_library_would_panic_over_is_refused(
+    capfd: pytest.CaptureFixture[str], text: str, problem: str
+) -> None:
+    with pytest.raises(ValueError, match=problem):
+        Tokenizer(text)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_tokenizer_that_fails_on_a_text_says_so() -> None:
+    words = tokenizers.Tokenizer(models.WordLevel({"<eos>": 0, "a": 1}, unk_token="nowhere"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = Tokenizer(words.to_str())
+    assert tokenizer.encode("a a") == [1, 1]
+    with pytest.raises(ValueError, match="the tokenizer cannot encode the text: WordLevel error"):
+        tokenizer.encode("a b")
+
+
+@pytest.mark.parametrize("kind", ["word", "char", "bpe"])
+def test_a_pickled_tokenizer_encodes_as_it_did(kind: str) -> None:
+    tokenizer = trained(kind, SAMPLE)
+    again = pickle.loads(pickle.dumps(tokenizer))
+    for text in SAMPLE:
+        assert again.encode(text) == tokenizer.encode(text)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from conftest import SMALL, TINY, Invoke, one_line, tree
 from lm_runtime.files import write_text
 from lm_trainer.command import main as lm_train
-from lm_trainer.config_file import read_config, to_toml
+from lm_trainer.config_file import read_settings, to_toml
 from lm_trainer.run.checkpoint import load_checkpoint
 from lm_trainer.training.loop import Trainer
 
@@ -30,7 +30,7 @@ def test_what_is_written_is_read_back(
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "settings.toml"
     write_text(path, to_toml({**settings, "none_": None}))
-    found = read_config(path)
+    found = read_settings(path)
     assert found == settings
     assert [type(value) for value in found.values()] == [type(value) for value in settings.values()]
 
@@ -38,16 +38,16 @@ def test_what_is_written_is_read_back(
 def test_the_file_that_a_run_wrote_repeats_it(invoke: Invoke, tmp_path: Path, family_run: Path) -> None:
     assert invoke(lm_train, "--config", family_run / "config.toml", "--out", "other")[0] == 0
     first, again = (load_checkpoint(run / "best.pt") for run in (family_run, tmp_path / "other"))
-    assert first["model"].keys() == again["model"].keys()
-    for name, tensor in first["model"].items():
-        assert torch.equal(tensor, again["model"][name]), name
+    assert first.weights.keys() == again.weights.keys()
+    for name, tensor in first.weights.items():
+        assert torch.equal(tensor, again.weights[name]), name
     assert (tmp_path / "other/config.toml").read_text() == (family_run / "config.toml").read_text()
 
 
 def test_the_file_has_what_applies_to_the_family(family_run: Path) -> None:
-    names = set(read_config(family_run / "config.toml"))
+    names = set(read_settings(family_run / "config.toml"))
     assert {"corpus", "tokenizer", "vocab_size", "min_frequency", "model"} <= names
-    model = read_config(family_run / "config.toml")["model"]
+    model = read_settings(family_run / "config.toml")["model"]
     assert ("order" in names) == (model == "ngram")
     assert ("window" in names) == (model == "window")
     assert ("layers" in names) == (model in ("lstm", "gru", "rnn"))
@@ -64,10 +64,10 @@ def test_the_call_comes_before_the_file_and_the_file_before_the_preset(
         "batch-size = 4\nseq-len = 10\nlr = 0.5\nepochs = 1\nsample-tokens = 5\n"
     )
     assert invoke(lm_train, "--config", "run.toml", "--lr", 0.25, "--layers", 1)[0] == 0
-    found = read_config(tmp_path / "here/config.toml")
+    found = read_settings(tmp_path / "here/config.toml")
     wanted = {"corpus": str(TINY), "lr": 0.25, "layers": 1, "hidden_size": 32, "epochs": 1, "clip_norm": 0.5}
     assert {name: found[name] for name in wanted} == wanted
-    assert len(load_checkpoint(tmp_path / "here/last.pt")["hidden"][0]) == 1
+    assert len(load_checkpoint(tmp_path / "here/last.pt").snapshot.descent.hidden[0]) == 1
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,11 @@ def test_the_call_comes_before_the_file_and_the_file_before_the_preset(
         ("out = ['a']", 2, "run.toml: out must be a string, got ['a']"),
         (f"lr = 1{'0' * 400}", 2, "lr must be above 0, got inf"),
         ("epochs = 0", 2, "epochs must be from 1 to 1048576, got 0"),
-        ("model = 'transformer'", 2, "Invalid value for '--model'"),
+        (
+            "model = 'transformer'",
+            2,
+            "run.toml: model must be lstm, gru, rnn, window or ngram, got transformer",
+        ),
         ("hiden-size = 3", 2, "run.toml: no setting is called hiden_size"),
         ("num_layers = 3", 2, "run.toml: no setting is called num_layers"),
         ("[training]\nlr = 1.0", 2, "run.toml: no setting is called training"),
@@ -121,12 +125,12 @@ def test_resuming_takes_the_file_as_given(invoke: Invoke, tmp_path: Path, small_
     code, _, err = invoke(lm_train, "--config", "other.toml", "--out", "run", "--resume")
     assert (code, one_line(err)) == (2, f"lm-train: {refusal}")
     assert invoke(lm_train, *written, "--epochs", 4)[0] == 0
-    before = read_config(small_run / "config.toml")
-    assert read_config(tmp_path / "run/config.toml") == {**before, "epochs": 4}
+    before = read_settings(small_run / "config.toml")
+    assert read_settings(tmp_path / "run/config.toml") == {**before, "epochs": 4}
     assert invoke(lm_train, "--out", "run", "--resume", "--patience", 9)[0] == 0  # of a complete run
-    assert read_config(tmp_path / "run/config.toml") == {**before, "epochs": 4, "patience": 9}
-    recipe = load_checkpoint(tmp_path / "run/last.pt")["training_config"]
-    assert (recipe["epochs"], recipe["patience"]) == (4, 9)
+    assert read_settings(tmp_path / "run/config.toml") == {**before, "epochs": 4, "patience": 9}
+    recipe = load_checkpoint(tmp_path / "run/last.pt").training_config
+    assert (recipe.epochs, recipe.patience) == (4, 9)
 
 
 def test_a_run_that_stopped_early_has_its_length_where_that_is_given(invoke: Invoke, tmp_path: Path) -> None:
@@ -160,7 +164,7 @@ def test_an_epoch_that_has_begun_cannot_be_left_out(
 
     def interrupt(self: Trainer) -> torch.Tensor:
         loss = step(self)
-        self._stop = (self.progress.epoch, self.progress.window) == (1, 2)
+        self._signals.stop = (self.progress.epoch, self.progress.window) == (1, 2)
         return loss
 
     with monkeypatch.context() as patch:
@@ -169,7 +173,7 @@ def test_an_epoch_that_has_begun_cannot_be_left_out(
     code, _, err = invoke(lm_train, "--out", "run", "--resume", "--epochs", 1)
     assert (code, one_line(err)) == (2, "lm-train: 2 epochs are trained or begun, which cannot become 1")
     assert invoke(lm_train, "--out", "run", "--resume", "--epochs", 2)[0] == 0
-    assert load_checkpoint(tmp_path / "run/last.pt")["progress"]["epoch"] == 2
+    assert load_checkpoint(tmp_path / "run/last.pt").progress.epoch == 2
 
 
 def test_a_run_is_repeated_from_another_folder(
@@ -182,7 +186,7 @@ def test_a_run_is_repeated_from_another_folder(
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert invoke(lm_train, "--config", "../run/config.toml", "--out", "run")[0] == 0
-    weights, again = (load_checkpoint(path / "last.pt")["model"] for path in (tmp_path / "run", Path("run")))
+    weights, again = (load_checkpoint(path / "last.pt").weights for path in (tmp_path / "run", Path("run")))
     assert all(torch.equal(weights[name], again[name]) for name in weights)
 
 
@@ -193,4 +197,4 @@ def test_a_given_tokenizer_is_in_the_file_without_limits_of_its_own(
     assert invoke(lm_train, TINY, *given_, "--out", "run")[0] == 0
     assert invoke(lm_train, "--config", "run/config.toml", "--out", "other")[0] == 0
     first, again = (load_checkpoint(tmp_path / name / "last.pt") for name in ("run", "other"))
-    assert all(torch.equal(tensor, again["model"][name]) for name, tensor in first["model"].items())
+    assert all(torch.equal(tensor, again.weights[name]) for name, tensor in first.weights.items())

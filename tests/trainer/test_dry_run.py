@@ -16,8 +16,8 @@ import pytest
 
 from conftest import SMALL, TINY, Invoke, family_options, one_line, tree
 from lm_trainer.command import main as lm_train
-from lm_trainer.run import dry_run
 from lm_trainer.run.checkpoint import load_checkpoint
+from lm_trainer.training import forecast
 from lm_trainer.training.loop import Trainer
 
 
@@ -26,7 +26,7 @@ def temporary(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     """The system's folder for temporary files; the measuring takes no longer than it must."""
     folder = tmp_path_factory.mktemp("temporary")
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    monkeypatch.setattr(dry_run, "_SECONDS", 0)
+    monkeypatch.setattr(forecast, "_SECONDS", 0)
     return folder
 
 
@@ -48,7 +48,7 @@ def test_it_says_what_the_run_then_takes(
     invoke: Invoke, tmp_path: Path, temporary: Path, family_run: Path
 ) -> None:
     last = load_checkpoint(family_run / "last.pt")
-    family = last["model_config"]["model_type"]
+    family = last.model_config.model_type
     (tmp_path / "artifacts/run").mkdir(parents=True)
     (tmp_path / "artifacts/run/notes.txt").write_text("mine")
     before = tree(tmp_path)
@@ -59,14 +59,14 @@ def test_it_says_what_the_run_then_takes(
     said = figures(out)
     if family == "ngram":
         assert said.keys() == {"tokens", "order", "peak memory"}
-        assert number(said["tokens"]) == last["corpus"]["splits"]["train"]["tokens"]
+        assert number(said["tokens"]) == last.facts.corpus.splits["train"].tokens
         assert said["order"] == "5"
         assert said["peak memory"].startswith("at most about ")
         return
     summary = json.loads((family_run / "summary.json").read_text())
     assert number(said["parameters"]) == summary["parameters"]
-    assert number(said["steps"]) == last["progress"]["step"]
-    assert number(said["tokens an epoch"]) == last["progress"]["step"] / 3 * 4 * 10
+    assert number(said["steps"]) == last.progress.step
+    assert number(said["tokens an epoch"]) == last.progress.step / 3 * 4 * 10
     assert re.fullmatch(r"about \d+\.\d [MG]B", said["peak memory"])
     hours, minutes, seconds = map(int, said["time"].removeprefix("about ").split(":"))
     training = 3 * number(said["tokens an epoch"]) / number(said["tokens a second"])

@@ -13,8 +13,9 @@ import torch
 
 from conftest import TINY, Invoke, one_line, tree
 from lm_trainer.command import main as lm_train
-from lm_trainer.config_file import read_config
+from lm_trainer.config_file import read_settings
 from lm_trainer.run.checkpoint import load_checkpoint
+from lm_trainer.run.records import Origin
 from lm_trainer.training.loop import Trainer
 
 TRAINING: list[object] = ["--batch-size", 4, "--seq-len", 10, "--sample-tokens", 5]
@@ -31,7 +32,7 @@ def corpus(tmp_path: Path) -> Path:
 
 
 def is_ngram(run: Path) -> bool:
-    return load_checkpoint(run)["model_config"]["model_type"] == "ngram"
+    return load_checkpoint(run).model_config.model_type == "ngram"
 
 
 def valid_losses(run: Path) -> list[float]:
@@ -40,7 +41,7 @@ def valid_losses(run: Path) -> list[float]:
 
 
 def same_weights(a: Path, b: Path) -> bool:
-    first, second = (load_checkpoint(path)["model"] for path in (a, b))
+    first, second = (load_checkpoint(path).weights for path in (a, b))
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -52,13 +53,13 @@ def test_training_begins_from_the_checkpoint_s_own_network(
     code, out, err = invoke(lm_train, *tuned, "--lr", 1e-30)
     if is_ngram(family_run):
         assert (code, out) == (1, "")
-        assert "best.pt: an n-gram model, which is counted: it cannot be trained further" in one_line(err)
+        assert "best.pt: an ngram model, which is estimated: it cannot be trained further" in one_line(err)
         assert tree(tmp_path) == set()
         return
     assert code == 0
-    assert valid_losses(tmp_path / "run") == [load_checkpoint(family_run)["progress"]["valid_loss"]]
+    assert valid_losses(tmp_path / "run") == [load_checkpoint(family_run).progress.valid_loss]
     own, found = load_checkpoint(family_run), load_checkpoint(tmp_path / "run")
-    assert found["model_config"] == own["model_config"]
+    assert found.model_config == own.model_config
     assert invoke(lm_train, *tuned, "--lr", 0.01, "--force")[0] == 0
     assert not same_weights(family_run, tmp_path / "run")
 
@@ -70,9 +71,10 @@ def test_the_vocabulary_stays_and_what_it_lacks_is_counted(
     assert code == 0
     assert (tmp_path / "run/tokenizer.json").read_bytes() == (small_run / "tokenizer.json").read_bytes()
     own, found = load_checkpoint(small_run), load_checkpoint(tmp_path / "run")
-    for name in ("tokenizer", "tokenizer_config", "model_config"):
-        assert found[name] == own[name]
-    unknown = {name: split["unknown"] for name, split in found["corpus"]["splits"].items()}
+    assert found.facts.tokenizer == own.facts.tokenizer
+    assert found.facts.tokenizer_config == own.facts.tokenizer_config
+    assert found.model_config == own.model_config
+    unknown = {name: split.unknown for name, split in found.facts.corpus.splits.items()}
     assert unknown == {"train": 60, "valid": 4, "test": 2}
     assert "(4 unknown in valid)" in err
     assert json.loads((tmp_path / "run/summary.json").read_text())["test"]["unknown"] == 2
@@ -84,8 +86,8 @@ def test_a_run_says_what_it_began_from(invoke: Invoke, tmp_path: Path, small_run
     sha256 = hashlib.sha256((small_run / "best.pt").read_bytes()).hexdigest()
     path = str(tmp_path / "begin.pt")
     for name in ("last.pt", "best.pt"):
-        assert load_checkpoint(tmp_path / "run" / name)["init"] == {"path": path, "sha256": sha256}
-    settings = read_config(tmp_path / "run/config.toml")
+        assert load_checkpoint(tmp_path / "run" / name).facts.init == Origin(path, sha256)
+    settings = read_settings(tmp_path / "run/config.toml")
     assert settings["init"] == path
     assert not {"model", "hidden_size", "tokenizer", "vocab_size", "initial_weights"} & settings.keys()
     report = (tmp_path / "run/report.html").read_text()
@@ -105,7 +107,7 @@ def test_an_interrupted_run_goes_on_without_the_checkpoint_to_the_same_bits(
 
     def interrupt(self: Any) -> None:
         step(self)
-        self._stop = self.progress.step == 7
+        self._signals.stop = self.progress.step == 7
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "step", interrupt)
@@ -169,7 +171,7 @@ def test_a_checkpoint_that_cannot_be_used(
 def test_training_must_be_possible_with_the_checkpoint_s_network(
     invoke: Invoke, tmp_path: Path, family_run: Path
 ) -> None:
-    family = load_checkpoint(family_run)["model_config"]["model_type"]
+    family = load_checkpoint(family_run).model_config.model_type
     options = [*TRAINING, "--epochs", 1, "--locked-dropout"]
     code, _, err = invoke(lm_train, TINY, "--init", family_run, *options, "--out", "run")
     assert code == {"window": 2, "ngram": 1}.get(family, 0)

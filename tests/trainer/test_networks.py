@@ -1,4 +1,4 @@
-"""The networks compute what torch's own layers and formulas do, and their noise acts where it should."""
+"""The networks compute what torch's own layers and formulas do, and their dropout acts where it should."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import torch
 from torch import nn
 
 from lm_trainer.config import ModelConfig
-from lm_trainer.networks.base import Noise, negative_log_likelihood
+from lm_trainer.networks.base import negative_log_likelihood
+from lm_trainer.networks.dropout import Dropout
+from lm_trainer.networks.family import make_model
 from lm_trainer.networks.loss import linear_cross_entropy
 from lm_trainer.networks.recurrent import CELLS, RecurrentLM, read_layer
-from lm_trainer.networks.registry import NETWORKS, make_model
 from lm_trainer.networks.scan import scan_layer
-from small_runs import IDS, small_model
+from small_runs import IDS, NETWORKS, small_model
 
 
 @pytest.mark.parametrize("family", CELLS)
@@ -124,7 +125,7 @@ def test_dropout_masks_act_and_are_scaled(family: str) -> None:
     token, state = torch.zeros((1, 5), dtype=torch.int64), model.zero_state(1)
     plain = model.read(token, state)[0]
     dropped = [
-        model.read(token, state, Noise(torch.Generator().manual_seed(s), output=0.5))[0] for s in (0, 0, 1)
+        model.read(token, state, Dropout(torch.Generator().manual_seed(s), output=0.5))[0] for s in (0, 0, 1)
     ]
     assert torch.equal(dropped[0], dropped[1])
     assert not torch.equal(dropped[0], dropped[2])
@@ -140,7 +141,7 @@ def test_every_part_of_a_recurrent_model_can_be_dropped(family: str, part: str) 
     token, state = torch.arange(12).view(2, 6), model.zero_state(2)
     plain = model.read(token, state)[0]
     first, again, other = (
-        model.read(token, state, Noise(torch.Generator().manual_seed(seed), **{part: 0.5}))[0]
+        model.read(token, state, Dropout(torch.Generator().manual_seed(seed), **{part: 0.5}))[0]
         for seed in (0, 0, 1)
     )
     assert torch.equal(first, again)
@@ -152,9 +153,9 @@ def test_every_part_of_a_recurrent_model_can_be_dropped(family: str, part: str) 
 def test_a_mask_drops_as_often_as_asked_and_scales_what_stays(probability: float) -> None:
     """Of a size that four does not divide."""
     ones = torch.ones(101, 33, 7)
-    noise = Noise(torch.Generator().manual_seed(0), words=probability, weights=probability)
-    words = noise.on_words(torch.ones(9999, 1), torch.arange(9999), 9999)
-    for x in (noise.on(ones, probability), noise.on_weights(ones), words):
+    dropout = Dropout(torch.Generator().manual_seed(0), words=probability, weights=probability)
+    words = dropout.on_words(torch.ones(9999, 1), torch.arange(9999), 9999)
+    for x in (dropout.on(ones, probability), dropout.on_weights(ones), words):
         assert x.unique().tolist() == pytest.approx([0, 1 / (1 - probability)], rel=1e-4)
         assert (x == 0).float().mean().item() == pytest.approx(probability, abs=0.02)
 
@@ -162,8 +163,8 @@ def test_a_mask_drops_as_often_as_asked_and_scales_what_stays(probability: float
 def test_a_locked_mask_is_one_for_all_steps_of_each_row() -> None:
     model = small_model("lstm")
     token, state = torch.arange(12).view(2, 6), model.zero_state(2)
-    noise = Noise(torch.Generator().manual_seed(0), output=0.5, locked=True)
-    dropped = model.read(token, state, noise)[0] == 0  # (batch, time, hidden)
+    dropout = Dropout(torch.Generator().manual_seed(0), output=0.5, locked=True)
+    dropped = model.read(token, state, dropout)[0] == 0  # (batch, time, hidden)
     assert torch.equal(dropped, dropped[:, :1].expand_as(dropped))
     assert not torch.equal(dropped[0], dropped[1])
     assert 0.2 < dropped.float().mean() < 0.8
@@ -171,7 +172,7 @@ def test_a_locked_mask_is_one_for_all_steps_of_each_row() -> None:
 
 def test_a_dropped_word_is_dropped_wherever_it_stands() -> None:
     token = torch.tensor([[3, 1, 4], [1, 5, 9], [2, 6, 5], [3, 5, 8]])
-    x = Noise(torch.Generator().manual_seed(0), words=0.5).on_words(torch.ones(4, 3, 7), token, 10)
+    x = Dropout(torch.Generator().manual_seed(0), words=0.5).on_words(torch.ones(4, 3, 7), token, 10)
     assert set(x.unique().tolist()) == {0.0, 2.0}
     for word in token.unique():
         assert len(x[token == word].unique()) == 1
@@ -183,13 +184,13 @@ def test_dropped_weights_act_and_gradients_reach_the_raw_ones(family: str, preci
     """A third of the elements of the state's matrix has no gradient at a step, others at the next."""
     model = small_model(family)
     token = torch.from_numpy(IDS[:60].astype(np.int64)).view(2, 30)
-    noise = Noise(torch.Generator().manual_seed(0), weights=1 / 3)
+    dropout = Dropout(torch.Generator().manual_seed(0), weights=1 / 3)
     weight = model.get_parameter("layers.0.weight_hh_l0")
     before, dropped = weight.detach().clone(), []
     for _ in range(2):
         model.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            x, _ = model.read(token, model.zero_state(2), noise)
+            x, _ = model.read(token, model.zero_state(2), dropout)
         torch.autograd.backward(x.float().sum())
         assert weight.grad is not None
         dropped.append(weight.grad == 0)

@@ -1,17 +1,15 @@
-"""The n-gram model: its numbers are those of a plain implementation and of kenlm; it steps like any model."""
+"""The n-gram model: its numbers are those of a plain implementation; it steps like any model."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
 import json
-import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import kenlm
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -31,12 +29,11 @@ from lm_runtime.tokenizer import Tokenizer
 from lm_trainer.config import TokenizerConfig
 from lm_trainer.corpora.vocabulary import make_tokenizer
 from lm_trainer.ngram import estimation as ngram
-from lm_trainer.ngram.estimation import FALLBACK_DISCOUNTS, discounts_of, estimate, write_arpa
+from lm_trainer.ngram.estimation import FALLBACK_DISCOUNTS, discounts_of, estimate
+from small_runs import skewed
 
 FLOAT32 = 1e-5
 """Natural-log units: float32's rounding of logarithms down to -20, added over the orders."""
-KENLM = 1e-4
-"""Base-10 units for a whole line, as the issue asks; kenlm works in float32, and adds in it."""
 
 EOS = 0
 ORDERS = [1, 2, 3, 4, 5]
@@ -47,19 +44,6 @@ VOCABULARY = 6
 
 def ids_of(tokens: Sequence[int]) -> NDArray[np.uint16]:
     return np.array(tokens, dtype=np.uint16)
-
-
-def skewed(tokens: int) -> list[int]:
-    """A text whose counts of counts are like a language's: many words and phrases are rare, some are not."""
-    generator = np.random.default_rng(3)
-    text: list[int] = []
-    while len(text) < tokens:
-        if text and generator.random() < 0.6:
-            start = int(len(text) * generator.random() ** 2)
-            text += text[start : start + 6]
-        else:
-            text += [int(number) if number < 300 else EOS for number in generator.zipf(1.3, 6)]
-    return text[:tokens]
 
 
 class Plain:
@@ -229,52 +213,6 @@ def test_what_cannot_be_estimated_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         estimate(np.array(text, dtype=np.int64), vocab_size, eos_id, order)
-
-
-def kenlm_of(tables: NgramTables, tokens: Sequence[str], path: Path) -> kenlm.Model:
-    write_arpa(tables, tokens, path)
-    return kenlm.Model(str(path))
-
-
-@pytest.mark.parametrize("order", [2, 3, 5])  # kenlm reads none of order 1
-def test_kenlm_gives_every_line_the_same_score(tiny: NgramModel, tmp_path: Path, order: int) -> None:
-    (ids,) = tiny.tokenizer.encode_pieces(read_pieces(TINY / "train.txt"))
-    tables = estimate(ids.astype(np.uint16), tiny.tokenizer.vocab_size, EOS, order)
-    other = kenlm_of(tables, tiny.tokenizer.tokens, tmp_path / "model.arpa")
-    assert other.order == order
-    lines = (TINY / "valid.txt").read_text(encoding="utf-8").splitlines()
-    for line in [*lines, "", "xyzzy", "<unk> never", "seen </s> <s> the"]:
-        tokens = tiny.tokenizer.encode(line + "\n")
-        words = [tiny.tokenizer.tokens[token] for token in tokens[:-1]]
-        ours = log_probabilities(tables, np.array(tokens)).astype(np.float64) / math.log(10)
-        difference = abs(ours.sum() - other.score(" ".join(words), bos=True, eos=True))
-        assert difference < KENLM, (line, difference)
-        theirs = [value for value, _, _ in other.full_scores(" ".join(words))]
-        assert np.abs(ours - theirs).max() < KENLM
-
-
-def test_kenlm_reads_tokens_that_are_white_space_or_names_of_its_own(tmp_path: Path) -> None:
-    tokens = ["<eos>", " ", "\u00a0", "<s>", "</s>", "<UNK>", "a"]
-    text = skewed(600)
-    tables = estimate(ids_of([token % 7 for token in text]), 7, EOS, 3)
-    other = kenlm_of(tables, tokens, tmp_path / "model.arpa")
-    names = ["</s>", "<0x20>", "<0xa0>", "<0x3c>s>", "<0x3c>/s>", "<0x3c>UNK>", "a"]
-    assert all(name in other for name in names)
-    line = [1, 3, 4, 2, 5, 6, 6, 1, EOS]
-    ours = float(log_probabilities(tables, np.array(line)).sum()) / math.log(10)
-    assert abs(ours - other.score(" ".join(names[token] for token in line[:-1]))) < KENLM
-
-
-@pytest.mark.parametrize("tokens", [["<eos>", "<0x20>", " "], ["<eos>", "a", ""]])
-def test_tokens_that_arpa_cannot_tell_apart_are_refused(tmp_path: Path, tokens: list[str]) -> None:
-    with pytest.raises(ValueError, match="spelled alike in ARPA, or one is empty"):
-        write_arpa(estimate(ids_of([1, 2]), 3, EOS, 2), tokens, tmp_path / "model.arpa")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_arpa_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="the model has 3 tokens, got 2"):
-        write_arpa(estimate(ids_of([1, 2]), 3, EOS, 2), ["<eos>", "a"], tmp_path / "model.arpa")
 
 
 @given(

@@ -41,7 +41,7 @@ def assert_same_curve(a: Path, b: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ["lstm", "window"])
-def test_two_processes_train_what_one_trains_whenever_they_take_it_up(tmp_path: Path, family: str) -> None:
+def test_two_processes_train_what_one_trains_whenever_they_resume_it(tmp_path: Path, family: str) -> None:
     """The same batch gives the same losses, also where one goes on from two and two from one."""
     layers = ["--layers", 1] if family == "window" else []
     options = [
@@ -97,11 +97,12 @@ def test_what_ends_one_process_ends_both_and_they_go_on_to_the_same_bits(
         assert line.startswith("stopped at step")
         assert "exitcode  : 130" in err
     assert not [name for name in tree(tmp_path) if name.endswith(".partial")]
-    assert load_checkpoint(last)["progress"]["epoch"] < 8
+    assert load_checkpoint(last).progress.epoch < 8
     run_command("torchrun", *TOGETHER, "--out", "run", "--resume", cwd=tmp_path)
-    content = load_checkpoint(last)
-    assert same(load_checkpoint(uninterrupted / "last.pt"), content)
-    assert not torch.equal(*content["generator"])  # of their own masks
+    checkpoint = load_checkpoint(last)
+    assert same(load_checkpoint(uninterrupted / "last.pt"), checkpoint)
+    assert checkpoint.snapshot.descent is not None
+    assert not torch.equal(*checkpoint.snapshot.descent.generators)  # of their own masks
     assert records(uninterrupted) == records(tmp_path / "run")
 
 
@@ -112,14 +113,17 @@ def test_ctrl_c_of_torchrun_ends_with_a_checkpoint(tmp_path: Path) -> None:
     _, err = process.communicate(timeout=60)
     [line] = complaints(err)
     assert line.startswith("stopped at step")
-    assert load_checkpoint(tmp_path / "run/last.pt")["progress"]["step"] > 0
+    assert load_checkpoint(tmp_path / "run/last.pt").progress.step > 0
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([TINY, "--batch-size", 5], "batch_size must be divisible by the number of processes, got 5 and 2"),
-        ([TINY, "--model", "ngram"], "ngram is counted in one process, not in 2: start it without torchrun"),
+        (
+            [TINY, "--model", "ngram"],
+            "ngram is estimated in one process, not in 2: start it without torchrun",
+        ),
         (["nowhere"], "no corpus nowhere: neither a folder, a file, nor one of pydocs"),
         ([TINY, "--no-such-option"], "No such option '--no-such-option'. (see lm-train --help)"),
     ],

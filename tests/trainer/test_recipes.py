@@ -16,6 +16,7 @@ from lm_trainer.command import main as lm_train
 from lm_trainer.families import FAMILIES
 from lm_trainer.presets import PRESETS
 from lm_trainer.run.checkpoint import load_checkpoint
+from lm_trainer.run.device import pick_precision
 from lm_trainer.training.loop import Trainer
 from small_runs import made_small
 
@@ -33,7 +34,7 @@ def test_a_killed_run_ends_with_the_same_bits(
         pass
 
     def step_or_die(trainer: Trainer, lr: float | None = None) -> Tensor:
-        if trainer.progress.step == whole["progress"]["step"] * 2 // 3:
+        if trainer.progress.step == whole.progress.step * 2 // 3:
             raise KilledError
         return step(trainer, lr)
 
@@ -42,12 +43,12 @@ def test_a_killed_run_ends_with_the_same_bits(
         patch.setattr(Trainer, "step", step_or_die)
         lm_train.main([str(argument) for argument in (*call, "--out", "killed")])
     stopped = load_checkpoint(tmp_path / "killed/last.pt")
-    assert 0 < stopped["progress"]["step"] < whole["progress"]["step"]
+    assert 0 < stopped.progress.step < whole.progress.step
     assert invoke(lm_train, *call, "--out", "killed", "--resume")[0] == 0
     resumed = load_checkpoint(tmp_path / "killed/last.pt")
-    assert resumed["progress"]["step"] == whole["progress"]["step"]
-    for key, tensor in whole["model"].items():
-        assert torch.equal(tensor, resumed["model"][key]), key
+    assert resumed.progress.step == whole.progress.step
+    for key, tensor in whole.weights.items():
+        assert torch.equal(tensor, resumed.weights[key]), key
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -79,5 +80,24 @@ def test_every_preset_is_for_every_family(family: str, name: str) -> None:
     assert recipe.model["model_type"] == family
     if family == "window":
         assert not recipe.training.locked_dropout
-        with pytest.raises(ValueError, match="give --no-locked-dropout and --weight-drop 0"):
+        with pytest.raises(ValueError, match="locked_dropout must be False with window"):
             PRESETS[name].with_options({"model_type": family, "locked_dropout": True})
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "wide"),
+    [
+        ({}, "fp32"),  # a torch that does not tell
+        ({"avx2": True, "avx512_bf16": False}, "fp32"),
+        ({"avx512_f": True, "avx512_vnni": True}, "fp32"),
+        ({"avx512_bf16": True}, "bf16"),
+        ({"amx_bf16": True}, "bf16"),
+        ({"arm_bf16": True}, "bf16"),
+    ],
+)
+def test_bf16_is_picked_where_the_processor_has_it_and_layers_are_wide(
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], wide: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert pick_precision(512, torch.device("cpu")) == wide
+    assert pick_precision(511, torch.device("cpu")) == "fp32"

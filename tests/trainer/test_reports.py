@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -18,7 +21,7 @@ from lm_trainer.command import main as lm_train
 from lm_trainer.reports.summary import read_summary
 from lm_trainer.run import rate_finder
 from lm_trainer.run.checkpoint import load_checkpoint
-from lm_trainer.training.loop import Progress
+from lm_trainer.training.snapshot import Progress
 
 
 class Page(HTMLParser):
@@ -76,7 +79,7 @@ def test_a_text_that_is_html_stays_text(invoke: Invoke, tmp_path: Path, options:
 
 
 def test_early_stopping_is_told_and_can_be_taken_back(invoke: Invoke, tmp_path: Path) -> None:
-    """On so small a text an eager network soon knows it by heart."""
+    """On so small a text a network with a high learning rate soon overfits."""
     options = [TINY, *SMALL, "--lr", 0.05, "--out", "run"]
     code, _, err = invoke(lm_train, *options, "--epochs", 40, "--patience", 2)
     assert code == 0
@@ -204,10 +207,10 @@ def test_events_are_the_metrics_also_after_a_run_was_killed(
 
     options = [TINY, *SMALL, "--epochs", 3, "--clip-norm", 1, "--out", "run", "--tensorboard"]
     with monkeypatch.context() as patch:
-        patch.setattr("lm_trainer.training.progress._RunBar._record", kill)
+        patch.setattr("lm_trainer.training.terminal._RunBar._record", kill)
         with pytest.raises(KilledError):
             invoke(lm_train, *options)
-    step = load_checkpoint(tmp_path / "run/last.pt")["progress"]["step"]
+    step = load_checkpoint(tmp_path / "run/last.pt").progress.step
     assert events(tmp_path / "run").Scalars("loss/train")[-1].step > step
     assert invoke(lm_train, *options, "--resume")[0] == 0
     check_events(tmp_path / "run")
@@ -239,3 +242,42 @@ def test_events_of_an_ngram_model(invoke: Invoke, tmp_path: Path) -> None:
     summary = read_summary(tmp_path / "run")
     assert summary is not None
     assert entry.value == pytest.approx(summary["valid"]["perplexity"])
+
+
+def test_a_notebook_s_backend_does_not_matter(tmp_path: Path) -> None:
+    """In a process of its own: matplotlib looks at the environment once."""
+    backend = {"MPLBACKEND": "module://nowhere.backend_inline"}
+    options = [TINY, *SMALL, "--epochs", 1, "--sample-tokens", 5, "--out", "run"]
+    result = subprocess.run(
+        [str(Path(sys.executable).parent / "lm-train"), *map(str, options)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **backend},
+    )
+    assert result.returncode == 0, result.stderr
+    assert "could not be made" not in result.stderr
+    assert (tmp_path / "run/loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_is_complete_without_its_pictures_page_and_events(
+    invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("no space for this")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", fail)
+    monkeypatch.setattr("lm_trainer.reports.page.write_whole", fail)
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_scalar", fail)
+    options = [TINY, *SMALL, "--epochs", 1, "--out", "run", "--tensorboard"]
+    code, _, err = invoke(lm_train, *options)
+    assert code == 0
+    notes = [line for line in err.splitlines() if line.startswith("note: ")]
+    assert notes == [
+        "note: run/tensorboard has no events from here on (no space for this)",
+        "note: the picture run/loss.png could not be made (no space for this)",
+        "note: the page run/report.html could not be made (no space for this)",
+    ]
+    assert (tmp_path / "run/summary.json").exists()
+    assert not (tmp_path / "run/report.html").exists()

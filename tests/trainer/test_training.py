@@ -21,46 +21,22 @@ from torch import nn
 from conftest import SMALL, TINY, family_options, run_command
 from lm_trainer.config import TrainingConfig
 from lm_trainer.networks.recurrent import CELLS, RecurrentLM
-from lm_trainer.networks.registry import NETWORKS
 from lm_trainer.presets import PRESETS
-from lm_trainer.reports.metrics import MetricsLog
 from lm_trainer.run.checkpoint import load_checkpoint, restore_model
+from lm_trainer.run.records import Checkpoint
 from lm_trainer.training import loop as training
-from lm_trainer.training.loop import (
-    InterruptedRunError,
-    Progress,
-    Report,
-    Trainer,
-    TrainingError,
-    learning_rate,
-)
-from small_runs import IDS, changed, records, same, small_model, wait_for
+from lm_trainer.training.loop import Trainer
+from lm_trainer.training.optimizer import learning_rate
+from lm_trainer.training.progress import InterruptedRunError, Observer, TrainingError
+from lm_trainer.training.snapshot import Progress
+from small_runs import IDS, NETWORKS, changed, make_trainer, records, same, wait_for
 
-SILENT = Report(step=lambda progress: None, record=lambda progress, loss: None, epoch=lambda record: None)
+SILENT = Observer()
 
 
-def make_trainer(
-    folder: Path,
-    ids: Any = IDS,
-    checkpoint_seconds: float = 1e9,
-    family: str = "lstm",
-    layers: int = 1,
-    valid: Any = None,
-    **settings: Any,
-) -> Trainer:
-    model = small_model(family, layers)
-    config = TrainingConfig(**{"epochs": 1, "batch_size": 4, "seq_len": 7, **settings})
-    return Trainer(
-        folder,
-        model,
-        config,
-        train=ids,
-        valid=ids[:100] if valid is None else valid,
-        eos_id=0,
-        facts={"device": "cpu"},
-        metrics=MetricsLog(folder / "metrics.jsonl"),
-        checkpoint_seconds=checkpoint_seconds,
-    )
+def resume(trainer: Trainer, checkpoint: Checkpoint) -> None:
+    trainer.model.load_state_dict(checkpoint.weights)
+    trainer.resume(checkpoint.snapshot)
 
 
 def test_the_tutorial_preset_is_the_tutorial() -> None:
@@ -193,14 +169,14 @@ def test_a_run_of_any_family_goes_on_from_its_checkpoint_to_the_same_bits(
     killed = make_trainer(tmp_path / "killed", **settings)
     with pytest.raises(KilledError):
         killed.train(dataclasses.replace(SILENT, step=kill))
-    content = torch.load(tmp_path / "killed/last.pt", weights_only=True)
-    assert 0 < content["progress"]["step"] < 40
+    stopped = load_checkpoint(tmp_path / "killed/last.pt", mapped=False)
+    assert 0 < stopped.progress.step < 40
     resumed = make_trainer(tmp_path / "killed", **settings)
-    resumed.resume(content)
+    resume(resumed, stopped)
     resumed.train(SILENT)
-    ends = [torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "killed")]
+    ends = [load_checkpoint(tmp_path / name / "last.pt") for name in ("whole", "killed")]
     assert same(*ends)
-    assert ends[0]["model_config"]["model_type"] == family
+    assert ends[0].model_config.model_type == family
 
 
 def test_ctrl_c_within_a_validation_keeps_the_epoch_that_was_trained(
@@ -215,10 +191,10 @@ def test_ctrl_c_within_a_validation_keeps_the_epoch_that_was_trained(
     with monkeypatch.context() as patch, pytest.raises(InterruptedRunError):
         patch.setattr(training, "negative_log_likelihood", interrupted)
         stopped.train(SILENT)
-    content = torch.load(tmp_path / "last.pt", weights_only=True)
-    assert content["progress"]["step"] == content["progress"]["window"] == stopped.windows
+    checkpoint = load_checkpoint(tmp_path / "last.pt", mapped=False)
+    assert checkpoint.progress.step == checkpoint.progress.window == stopped.windows
     resumed = make_trainer(tmp_path)
-    resumed.resume(content)
+    resume(resumed, checkpoint)
     resumed.train(SILENT)
     assert resumed.progress.step == stopped.windows
     assert resumed.progress.epoch == 1
@@ -271,21 +247,22 @@ def test_a_run_waits_for_a_better_validation_as_long_as_its_patience(tmp_path: P
     with pytest.raises(KilledError):
         killed.train(dataclasses.replace(SILENT, step=kill))
     resumed = make("killed", patience=3)
-    resumed.resume(torch.load(tmp_path / "killed/last.pt", weights_only=True))
+    resume(resumed, load_checkpoint(tmp_path / "killed/last.pt", mapped=False))
     assert not resumed.complete
     resumed.train(SILENT)
-    ends = [torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "killed")]
+    ends = [load_checkpoint(tmp_path / name / "last.pt", mapped=False) for name in ("whole", "killed")]
     assert same(*ends)
     patient = make("killed")
-    patient.resume(ends[1])
+    resume(patient, ends[1])
     assert not patient.complete
 
 
-def test_a_checkpoint_from_before_there_were_families_is_an_lstm(small_run: Path) -> None:
-    content = load_checkpoint(small_run)
+def test_a_checkpoint_from_before_there_were_families_is_an_lstm(small_run: Path, tmp_path: Path) -> None:
+    content = torch.load(small_run / "best.pt", weights_only=True)
     for name in ("model_type", "window"):
         del content["model_config"][name]
-    model, _ = restore_model(small_run, content)
+    torch.save(content, tmp_path / "early.pt")
+    model, _ = restore_model(load_checkpoint(tmp_path / "early.pt"))
     assert isinstance(model, RecurrentLM)
     assert model.config.model_type == "lstm"
 
@@ -330,7 +307,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_killed_at_random_moments_ends_with_the_same_bits(
     uninterrupted: Path, tmp_path: Path, seconds: str
 ) -> None:
-    """With a checkpoint at each step, and with some steps and records behind the last one."""
+    """With a checkpoint at each step, and with some steps and records after the last one."""
     seed = random.randrange(1 << 30)
     print("kill -9 moments from seed", seed)
     moments = random.Random(seed)
@@ -344,7 +321,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bits(
         kills += process.wait() == -signal.SIGKILL
         assert process.stderr is not None
         process.stderr.close()
-        steps.append(load_checkpoint(last)["progress"]["step"])
+        steps.append(load_checkpoint(last).progress.step)
     run_command("lm-train", *LONG, "--out", "run", "--resume", cwd=tmp_path)
     assert kills >= 2, f"the run was over too early: killed at steps {steps}"
     for name in ("last.pt", "best.pt"):
@@ -362,19 +339,32 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(
         load_checkpoint(run / "last.pt") for run in (uninterrupted, tmp_path / "a", tmp_path / "b")
     )
     assert same(first, again)
-    assert not same(first["model"], other["model"])
+    assert not same(first.weights, other.weights)
 
 
-def test_ctrl_c_ends_with_a_checkpoint_and_resume_goes_on(uninterrupted: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_with_a_checkpoint_and_resume_goes_on(
+    uninterrupted: Path, tmp_path: Path, number: signal.Signals
+) -> None:
     process = start(tmp_path, "--checkpoint-seconds", "1000")
     wait_for((tmp_path / "run" / "metrics.jsonl").exists, process)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "--resume goes on" in err.splitlines()[-1]
     assert "Traceback" not in err
     run_command("lm-train", *LONG, "--out", "run", "--resume", cwd=tmp_path)
     assert same(load_checkpoint(uninterrupted / "last.pt"), load_checkpoint(tmp_path / "run/last.pt"))
+
+
+def test_under_nohup_a_closed_terminal_does_not_end_a_run(tmp_path: Path) -> None:
+    command = ["nohup", str(Path(sys.executable).parent / "lm-train"), *map(str, LONG), "--out", "run"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    wait_for((tmp_path / "run" / "metrics.jsonl").exists, process)
+    process.send_signal(signal.SIGHUP)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert (tmp_path / "run/summary.json").exists()
 
 
 @pytest.mark.parametrize("delay", [0.2, 0.5, 0.9, 1.4])
@@ -421,7 +411,7 @@ def test_resuming_a_finished_run_does_nothing_and_more_epochs_go_on(tmp_path: Pa
     assert "complete: nothing to do" in result.stderr
     assert (tmp_path / "run/last.pt").stat().st_mtime_ns == before
     run_command("lm-train", "--out", "run", "--resume", "--epochs", 3, "--sample-tokens", 5, cwd=tmp_path)
-    assert load_checkpoint(tmp_path / "run/last.pt")["progress"]["epoch"] == 3
+    assert load_checkpoint(tmp_path / "run/last.pt").progress.epoch == 3
 
 
 def test_a_disk_that_is_full_leaves_the_checkpoint_before(uninterrupted: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The recipes that ``lm-train --preset`` names.
+"""The recipes that ``lm-train --preset`` names, and what becomes of one with options.
 
 ``tests/benchmarks/recipes.py`` and ``characters.py`` measure them. Layers of 512 and more are trained in bf16
 where the processor has it, which is 1.6 to 2 times as fast.
@@ -6,7 +6,100 @@ where the processor has it, which is 1.6 to 2 times as fast.
 
 from __future__ import annotations
 
-from lm_trainer.config import Preset, TokenizerConfig, TrainingConfig
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from lm_runtime.settings import settings_of
+from lm_trainer.config import ModelConfig, TokenizerConfig, TrainingConfig
+from lm_trainer.families import FAMILIES
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A recipe with a name."""
+
+    description: str
+    """What it is for, in a few words."""
+    tokenizer: TokenizerConfig
+    """The vocabulary."""
+    model: dict[str, Any]
+    """Values for :class:`ModelConfig`."""
+    training: TrainingConfig
+    """The optimization."""
+
+    def __post_init__(self) -> None:
+        for name, (value, reason) in FAMILIES[self.model_type].fixed_training.items():
+            if (found := getattr(self.training, name)) != value:
+                raise ValueError(f"{name} must be {value} with {self.model_type} ({reason}), got {found}")
+
+    @property
+    def model_type(self) -> str:
+        """The family."""
+        return str(self.model.get("model_type", ModelConfig.model_type))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Every value by its field's name; without those of the optimization where it does not apply."""
+        values = {**dataclasses.asdict(self.tokenizer), **self.model}
+        if FAMILIES[self.model_type].is_estimated:
+            return values
+        return {**values, **dataclasses.asdict(self.training)}
+
+    def with_options(self, given: dict[str, Any]) -> Preset:
+        """The preset with the values ``given`` in place of its own, each by its field's name.
+
+        A model that the preset ties gets the projection that its sizes need, unless they are given in full.
+
+        Raises:
+            ValueError: a value is out of its range, or does not apply to the family.
+        """
+        model_type = given.get("model_type", self.model_type)
+        settings_of(ModelConfig)["model_type"].check(model_type)
+        family = FAMILIES[model_type]
+        training = _part(TrainingConfig, given)
+        if family.is_estimated and training:
+            raise ValueError(
+                f"{next(iter(training))} does not apply to {model_type}: it is estimated in one pass"
+            )
+        tokenizer = dataclasses.replace(self.tokenizer, **_part(TokenizerConfig, given))
+        model = {
+            **family.defaults,
+            **self.model,
+            **{name: value for name, (value, _) in family.fixed.items()},
+            **_part(ModelConfig, given),
+            "model_type": model_type,
+            "vocab_size": tokenizer.vocab_size,
+        }
+        if "projection" not in given and not {"tied", "embedding_dim", "hidden_size"} <= given.keys():
+            model |= _projection(model)
+        ModelConfig(**model)  # says now what would be wrong after the tokenizer's training
+        if "dropout" in training:  # it is for all places that are not named beside it
+            training = {"dropout_input": None, "dropout_output": None, **training}
+        training = {name: value for name, (value, _) in family.fixed_training.items()} | training
+        return dataclasses.replace(
+            self,
+            tokenizer=tokenizer,
+            model=model,
+            training=dataclasses.replace(self.training, **training),
+        )
+
+
+def _part(record: type, given: dict[str, Any]) -> dict[str, Any]:
+    """Those of the values that are fields of a record."""
+    names = {field.name for field in dataclasses.fields(record)}
+    return {name: value for name, value in given.items() if name in names}
+
+
+def _projection(model: dict[str, Any]) -> dict[str, int]:
+    """The projection that a tied model's sizes need, where it has another one."""
+    embedding_dim, hidden_size = (
+        model.get(name, getattr(ModelConfig, name)) for name in ("embedding_dim", "hidden_size")
+    )
+    if not model.get("tied", ModelConfig.tied) or embedding_dim == (model.get("projection") or hidden_size):
+        return {}
+    return {"projection": 0 if embedding_dim == hidden_size else embedding_dim}
+
 
 PRESETS = {
     "small": Preset(

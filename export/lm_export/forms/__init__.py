@@ -1,1 +1,1 @@
-"""Forms: for each family, what is traced and which operators its layers become."""
+"""Forms: how the models of each family are written, one file a family."""

@@ -50,7 +50,7 @@ _OF_DEVICE = re.compile(
     "(CUDA|CUDNN|cuDNN|CUBLAS|NCCL) (error|failure|driver)|No CUDA GPUs|(CUDNN|CUBLAS)_STATUS_"
 )
 _OF_SYSTEM = re.compile("can't start new thread|Resource temporarily unavailable|Too many open files")
-_OF_PROGRAM = re.compile("device-side assert|illegal|invalid|misaligned")
+_OF_PROGRAM = re.compile("device-side assert|invalid argument|invalid configuration|misaligned")
 """What a device says of a program that is wrong."""
 
 WHERE_IT_RUNS = "Where it runs"

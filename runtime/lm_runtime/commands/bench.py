@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from lm_runtime.bundle import MODELS
+from lm_runtime.bundle import MODELS, read_bundle_config
 from lm_runtime.commands import Command, file_size, imports, note, where_it_runs
 
 _EXAMPLES = """
@@ -29,7 +29,7 @@ Examples:
     multiple=True,
     default=[1, 8, 64],
     show_default=True,
-    help="Sequences side by side. Repeatable.",
+    help="Sequences in one batch. Repeatable.",
 )
 @click.option(
     "--tokens",
@@ -46,21 +46,22 @@ def main(
 ) -> None:
     """Measure BUNDLE on this machine: steps, text with sampling (top-p 0.95), prompts; medians of five runs.
 
-    The limit is the rate at which this machine reads a step's weights from memory, measured on the spot: at
-    batch 1 a graph that does not fit the cache cannot be faster.
+    The limit is the rate at which this machine reads a step's weights from memory, measured now: at batch 1 a
+    graph that does not fit the cache cannot be faster.
     """
     with imports():
         from lm_runtime import bench
         from lm_runtime.models.load import load
 
+    listed = read_bundle_config(bundle).precisions
+    precisions = [precision for precision in listed if (bundle / MODELS[precision]).exists()]
     bandwidth = bench.memory_bandwidth()
-    report: dict[str, Any] = {"memory_bytes_per_second": bandwidth, "steps": [], "prompts": [], "graphs": []}
-    precisions = [precision for precision, name in MODELS.items() if (bundle / name).exists()]
+    figures: dict[str, Any] = {"memory_bytes_per_second": bandwidth, "steps": [], "prompts": [], "graphs": []}
     for precision in precisions or ["fp32"]:
         options: dict[str, Any] = {"precision": precision, "provider": provider, "threads": threads}
         model = load(bundle, **options)
-        size = bench.weights_bytes(model)
-        report["graphs"].append(
+        size = model.step_bytes
+        figures["graphs"].append(
             {
                 "precision": precision,
                 "provider": model.provider,
@@ -72,15 +73,15 @@ def main(
         for batch in batches:
             note(f"measuring {precision} at batch {batch} ...")
             rate = bench.step_rate(model, batch, max(1, tokens // (1 + batch // 16)))
-            report["steps"].append({**dataclasses.asdict(rate), "outside_us": rate.outside})
-        report["prompts"].append(dataclasses.asdict(bench.prompt_rate(model)))
-    click.echo(json.dumps(report) if as_json else _table(report))
+            figures["steps"].append({**dataclasses.asdict(rate), "outside_us": rate.outside})
+        figures["prompts"].append(dataclasses.asdict(bench.prompt_rate(model)))
+    click.echo(json.dumps(figures) if as_json else _table(figures))
 
 
-def _table(report: dict[str, Any]) -> str:
-    lines = [f"memory reads {report['memory_bytes_per_second'] / 1e9:.1f} GB/s", ""]
+def _table(figures: dict[str, Any]) -> str:
+    lines = [f"memory reads {figures['memory_bytes_per_second'] / 1e9:.1f} GB/s", ""]
     lines.append(f"{'graph':6} {'on':5} {'load':>8} {'weights a step':>15} {'memory limit':>18}")
-    for graph in report["graphs"]:
+    for graph in figures["graphs"]:
         line = f"{graph['precision']:6} {graph['provider']:5} {graph['load_seconds']:6.2f} s "
         if graph["weights_bytes"] is None:
             lines.append(f"{line}{'tables':>15}")
@@ -92,11 +93,11 @@ def _table(report: dict[str, Any]) -> str:
         f"{step['precision']:6} {step['batch']:5} {step['graph']:>8,.0f} tokens/s "
         f"{step['generation']:>8,.0f} tokens/s {step['outside_us']:>5.0f} us/token "
         f"{1 - step['generation'] / step['graph']:>5.0%}"
-        for step in report["steps"]
+        for step in figures["steps"]
     ]
     lines += ["", f"{'graph':6} {'prompt of 512, one call':>24} {'step by step':>17}"]
     lines += [
         f"{prompt['precision']:6} {prompt['one_call']:>15,.0f} tokens/s {prompt['stepping']:>8,.0f} tokens/s"
-        for prompt in report["prompts"]
+        for prompt in figures["prompts"]
     ]
     return "\n".join(lines)

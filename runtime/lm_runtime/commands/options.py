@@ -53,6 +53,22 @@ option = partial(click.option, cls=Option)
 """As ``click.option``, with a ``group``."""
 
 
+class _Choice(click.Choice):  # type: ignore[type-arg]
+    """One of several strings, to which more may be added after the option is made."""
+
+    def __init__(self, strings: Collection[str]) -> None:
+        super().__init__(strings)
+        self._strings = strings
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:
+        self.choices = tuple(self._strings)
+        return super().get_metavar(param, ctx)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        self.choices = tuple(self._strings)
+        return str(super().convert(value, param, ctx))
+
+
 class GroupedCommand(click.Command):
     """A command whose ``--help`` prints its options by group, in the order in which groups first come."""
 
@@ -146,5 +162,5 @@ def _arguments(entry: Setting, default: str) -> tuple[list[str], dict[str, Any]]
 
 def _type_of(entry: Setting) -> Any:
     if entry.choices:
-        return click.Choice(entry.choices)
+        return _Choice(entry.choices)
     return ESCAPED_TEXT if entry.escapes else _TYPES.get(entry.kind, click.STRING)

@@ -1,10 +1,10 @@
-"""``lm-score``: the perplexity of a text or of each of its lines, and n-best lists put in a new order."""
+"""``lm-score``: the perplexity of a text or of each of its lines, and n-best lists in a new order."""
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,11 +15,13 @@ from lm_runtime.files import STANDARD_INPUT
 
 if TYPE_CHECKING:
     from lm_runtime.models.interpolation import InterpolatedModel
-    from lm_runtime.models.protocol import StepModel
+    from lm_runtime.models.protocol import BundleModel, StepModel
     from lm_runtime.scoring.rescoring import Hypothesis
     from lm_runtime.scoring.score import Score
 
 Item = TypeVar("Item", "str", "Hypothesis")
+
+_LONG_FIGURE = 1e9
 
 _EXAMPLES = """
 \b
@@ -50,8 +52,8 @@ Examples:
 @click.option(
     "--nbest",
     is_flag=True,
-    help="FILE has a hypothesis a line: id, score of a first pass (natural logarithm), text. "
-    "Print those of each id, best first: id, combined score, log-probability, text.",
+    help="FILE has a hypothesis a line: id, score of a first pass (natural logarithm), text, with spaces or "
+    "tabs between them. Print those of each id, best first: id, combined score, log-probability, text.",
 )
 @click.option(
     "--lm-weight",
@@ -71,7 +73,7 @@ Examples:
     "--fit",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Fit the weight on a held-out text instead.",
+    help="Fit the weight on a held-out text instead; - is standard input.",
 )
 @which_graph
 @where_it_runs
@@ -91,10 +93,13 @@ def main(
     provider: Any,
     threads: int | None,
 ) -> None:
-    """Score the text FILE with BUNDLE: log-probabilities (natural logarithm) and perplexity.
+    """Score the text FILE, or standard input for -, with BUNDLE: log-probabilities (natural logarithm) and
+    perplexity.
 
-    Every line's end counts as the token <eos>; the state is carried through the whole file, from a zero
-    state that has read one <eos>. With --lines or --nbest every line starts from there. No torch is needed.
+    Every line's end is the token <eos>; the state is carried through the whole file, from a zero state that
+    has read one <eos>. With --lines or --nbest every line starts from there. No torch is needed.
+
+    With --with, --precision and --provider go to each of the two that has them.
     """
     modes = {"--json": as_json, "--tokens": per_token, "--lines": by_line, "--nbest": nbest}
     for one, two in itertools.combinations([name for name, given in modes.items() if given], 2):
@@ -107,14 +112,20 @@ def main(
             "--with takes a second bundle, and either its --weight or a text to --fit it on"
         )
     with imports():
-        from lm_runtime.models.load import load
+        from lm_runtime.models.load import load, load_together
 
+    if str(file) == str(fit) == "-":
+        raise click.UsageError("FILE and --fit cannot both be standard input")
     file = STANDARD_INPUT if str(file) == "-" else file
-    model: StepModel = load(bundle, precision=precision, provider=provider, threads=threads)
+    options: dict[str, Any] = {"precision": precision, "provider": provider, "threads": threads}
+    model: StepModel
     facts = {}
-    if other is not None:
-        second = load(other, precision=precision, provider=provider, threads=threads)
-        model = _interpolated(model, second, weight, fit)
+    if other is None:
+        model = load(bundle, **options)
+    else:
+        first, second = load_together([bundle, other], **options)
+        _note_precisions([first, second], precision)
+        model = _interpolated(first, second, weight, fit)
         facts = {"weight": model.weight}
     if nbest:
         _print_nbest(model, file, 1.0 if lm_weight is None else lm_weight, as_json=as_json)
@@ -124,13 +135,20 @@ def main(
         _print_file(model, file, facts, as_json=as_json, per_token=per_token)
 
 
+def _note_precisions(models: Sequence[BundleModel], precision: str) -> None:
+    """Tell which graphs are not of the precision that was asked for; tables have none."""
+    for model in models:
+        if model.precision != precision and model.config.precisions:
+            note(f"{model.folder} has no {precision} graph and runs in {model.precision}")
+
+
 def _interpolated(
     first: StepModel, second: StepModel, weight: float | None, fit: Path | None
 ) -> InterpolatedModel:
     from lm_runtime.models.interpolation import InterpolatedModel, fit_weight
 
     if fit is not None:
-        weight = fit_weight(first, second, fit)
+        weight = fit_weight(first, second, STANDARD_INPUT if str(fit) == "-" else fit)
         note(f"weight {weight:.4f} of the second model, fitted on {fit}")
     return InterpolatedModel(first, second, weight or 0.0)
 
@@ -157,8 +175,8 @@ def _print_file(
 
 
 def _print_lines(model: StepModel, file: Path, *, as_json: bool) -> None:
-    from lm_runtime.scoring.rescoring import score_texts
     from lm_runtime.scoring.score import Score, read_texts
+    from lm_runtime.scoring.texts import score_texts
 
     lines = read_texts(file)
     total = Score(0.0, 0, 0, 0, 0)
@@ -177,7 +195,7 @@ def _print_lines(model: StepModel, file: Path, *, as_json: bool) -> None:
 def _print_nbest(model: StepModel, file: Path, weight: float, *, as_json: bool) -> None:
     from lm_runtime.scoring.rescoring import read_hypotheses, rescore
 
-    hypotheses = list(read_hypotheses(file))  # so that a bad line ends it before the long work
+    hypotheses = list(read_hypotheses(file))  # so that a bad line is found before the long work
     size = sum(len(hypothesis.text.encode()) + 1 for hypothesis in hypotheses)
     for row in rescore(model, _watched(hypotheses, size), weight):
         given, log_probability = row.hypothesis, row.lm.log_probability
@@ -190,11 +208,11 @@ def _print_nbest(model: StepModel, file: Path, weight: float, *, as_json: bool) 
 
 
 def _print_record(record: dict[str, Any]) -> None:
-    click.echo(json.dumps(record, ensure_ascii=False).encode())  # UTF-8 whatever the terminal's own is
+    click.echo(json.dumps(record, ensure_ascii=False).encode())  # UTF-8, whatever the terminal's encoding is
 
 
 def _watched(items: Iterable[Item], size: int) -> Iterator[Item]:
-    """Pass ``items`` on as they are asked for; tell how far that is in their bytes."""
+    """Pass ``items`` on as they are asked for, and show the progress by their bytes."""
     progress, done = Progress(size), 0
     for item in items:
         progress.show(done)
@@ -203,7 +221,7 @@ def _watched(items: Iterable[Item], size: int) -> Iterator[Item]:
         yield item
 
 
-def _record(score: Score) -> dict[str, float]:
+def _record(score: Score) -> dict[str, float | None]:
     return {
         "perplexity": score.perplexity,
         "log_probability": score.log_probability,
@@ -217,8 +235,15 @@ def _record(score: Score) -> dict[str, float]:
 
 
 def _sentence(score: Score) -> str:
+    a_word = score.perplexity_per_word
+    words = "" if a_word is None else f", {_figure(a_word, 2)} a word"
     return (
-        f"perplexity {score.perplexity:.4f} a token, {score.perplexity_per_word:.2f} a word; "
+        f"perplexity {_figure(score.perplexity, 4)} a token{words}; "
         f"{score.bits_per_byte:.4f} bits a byte; log-probability {score.log_probability:.2f} "
         f"over {score.tokens:,} tokens, {score.unknown:,} of them unknown"
     )
+
+
+def _figure(value: float, places: int) -> str:
+    """A number with ``places`` decimals, or with an exponent where it is long."""
+    return f"{value:.{places}f}" if value < _LONG_FIGURE else f"{value:.4e}"

@@ -6,27 +6,34 @@ bit for bit, in another process too.
 
 from __future__ import annotations
 
+import codecs
 import copy
 import dataclasses
 import json
-import zipfile
-import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lm_runtime.files import UnusableFileError, write_whole
+from lm_runtime.files import UnusableFileError, open_regular, reading, write_whole
+from lm_runtime.generation.archive import read_arrays
 from lm_runtime.models.protocol import State, StepModel
 from lm_runtime.models.state import check_state, initial_state, read
-from lm_runtime.sampling.history import History
+from lm_runtime.sampling.history import WINDOW, History
 from lm_runtime.tokenizer import StreamDecoder
 
 _FORMAT = "steplm session"
-_FORMAT_VERSION = 2
+_FORMAT_VERSION = 3
+_OLDEST_VERSION = 2
+"""It had the generator's numbers as JSON numbers, and the state's tensors by their bare names."""
+_STATE = "state_"
+_LONG_NUMBERS = ("state", "inc")
+"""Of the generator, with 128 bits: as texts, since most readers of JSON keep 53 bits of a number."""
 _FACTS = "facts"
 _HISTORY = "history"
+_LARGEST_FACTS = 1 << 20
+_MOST_DIGITS = 40
 
 
 @dataclass
@@ -34,10 +41,10 @@ class StopScanner:
     """Passes text on up to the first stop string, which may come in pieces."""
 
     held: str = ""
-    """Text that may yet turn out to be the beginning of a stop string."""
+    """Text that may be the beginning of a stop string."""
 
     def push(self, text: str, stops: tuple[str, ...]) -> tuple[str, bool]:
-        """Take ``text``; return what can be shown by now, and whether a stop string has come.
+        """Take ``text``; return what can be shown now, and whether a stop string was found.
 
         What follows the stop string is dropped.
         """
@@ -63,11 +70,11 @@ class Session:
     """Where a text is: the state, what is read next, the generator, and what is not yet shown."""
 
     state: State
-    """The model's state behind all tokens but the last, a batch of 1."""
+    """The model's state after all tokens but the last, a batch of 1."""
     token: int
     """The last token, which the next step reads."""
     generator: np.random.Generator
-    """What the next token is drawn from."""
+    """What the next token is drawn by."""
     decoder: StreamDecoder
     """Holds the bytes of a character that is not complete."""
     stops: StopScanner = field(default_factory=StopScanner)
@@ -75,7 +82,7 @@ class Session:
     history: History = field(default_factory=History)
     """The last tokens of prompt and text, for the penalties."""
     position: int = 0
-    """How many tokens were read and generated, the first ``<eos>`` not counted."""
+    """The number of tokens read and generated, without the first ``<eos>``."""
     running: bool = False
     """Whether an engine has it: then ``state`` is that of an earlier token, until it leaves the engine."""
 
@@ -154,26 +161,33 @@ class Session:
         return text
 
     def save(self, path: str | Path, model: StepModel) -> None:
-        """Write the session to ``path``, whole or not at all.
+        """Write the session to ``path``, atomically.
 
         Args:
-            path: an ``.npz`` file of the state's tensors and one JSON text; nothing in it is ever executed.
+            path: an ``.npz`` file of the state's tensors and one JSON text (FORMAT.md). Nothing in it is ever
+                executed.
             model: the one that made it.
         """
         self.require_rest()
-        facts = {
+        facts: dict[str, Any] = {
             "format": _FORMAT,
             "format_version": _FORMAT_VERSION,
             "model": model.identity,
             "token": self.token,
-            "generator": self.generator.bit_generator.state,
+            "generator": _to_json(self.generator),
             "decoder": self.decoder.to_dict(),
             "held": self.stops.held,
             "position": self.position,
         }
-        arrays: dict[str, Any] = {_FACTS: np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)}
+        text = json.dumps(facts).encode()
+        if len(text) > _LARGEST_FACTS:
+            raise ValueError(
+                f"a session holds at most {_LARGEST_FACTS:,} bytes of text back, got {len(text):,}"
+            )
+        arrays: dict[str, Any] = {_FACTS: np.frombuffer(text, dtype=np.uint8)}
         arrays[_HISTORY] = np.array(self.history.tokens, dtype=np.int32)
-        arrays |= {tensor.name: array for tensor, array in zip(model.states, self.state, strict=True)}
+        for tensor, array in zip(model.states, self.state, strict=True):
+            arrays[_STATE + tensor.name] = array
         with write_whole(Path(path)) as file:
             np.savez(file, **arrays)
 
@@ -186,72 +200,98 @@ class Session:
         """
         path = Path(path)
         try:
-            if path.is_file() and not zipfile.is_zipfile(path):
-                raise ValueError("not an npz archive")
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                facts = json.loads(archive[_FACTS].tobytes())
-                _check(path, facts, model)
-                history = archive[_HISTORY]
-                state = tuple(archive[tensor.name] for tensor in model.states)
+            file = open_regular(path, "session")
+        except FileNotFoundError:
+            raise UnusableFileError(path, "no such session") from None
+        with file, reading(path, "not a session, or damaged"):
+            facts = json.loads(read_arrays(file, {_FACTS: _LARGEST_FACTS})[_FACTS].tobytes())
+            _check(path, facts, model)
+            zeros = initial_state(model, 1)
+            prefix = _STATE if facts["format_version"] > _OLDEST_VERSION else ""
+            names = [prefix + tensor.name for tensor in model.states]
+            sizes = {name: array.nbytes for name, array in zip(names, zeros, strict=True)}
+            arrays = read_arrays(file, {_HISTORY: WINDOW * np.int32().nbytes, **sizes})
+            state = tuple(arrays[name] for name in names)
             check_state(model, state)
-            if not all(np.isfinite(array).all() for array in state):
-                raise ValueError("a number of the state is not finite")
+            history = arrays[_HISTORY]
             if history.ndim != 1 or history.dtype != np.int32:
                 raise ValueError(f"the history is {history.dtype} {history.shape}")
             tokens = history.tolist()
-            _check_values(facts, tokens, model.tokenizer.vocab_size)
-            generator = np.random.default_rng()
-            generator.bit_generator.state = facts["generator"]
+            _check_values(facts, state, tokens, model.tokenizer.vocab_size)
+            model.advance(np.array([[facts["token"]]], dtype=np.int64), state)  # which must not fail later
             return cls(
                 state=state,
                 token=facts["token"],
-                generator=generator,
+                generator=_generator(facts["generator"], facts["format_version"]),
                 decoder=StreamDecoder.from_dict(model.tokenizer, facts["decoder"]),
                 stops=StopScanner(facts["held"]),
                 history=History(tokens),
                 position=facts["position"],
             )
-        except FileNotFoundError:
-            raise UnusableFileError(path, "no such session") from None
-        except _DAMAGE as error:
-            problem = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UnusableFileError(path, f"not a session, or damaged ({problem})") from None
 
 
-# What numpy, zipfile and json raise where a byte is not what it was.
-_DAMAGE = (
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    EOFError,
-    RuntimeError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
-
-
-def _check_values(facts: dict[str, Any], history: list[int], vocab_size: int) -> None:
+def _check_values(facts: dict[str, Any], state: State, history: list[int], vocab_size: int) -> None:
+    """Raise for values that no session has, so that nothing fails only as its text goes on."""
+    for array in state:
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ValueError("a number of the state is not finite")
+        if array.dtype.kind == "i" and (array < 0).any():
+            raise ValueError("a number of the state is below 0")
     decoder = facts["decoder"]
     ids = [facts["token"], *history, *decoder["recent"]]
     if not all(type(token) is int and 0 <= token < vocab_size for token in ids):
         raise ValueError("a token is not in the vocabulary")
-    if type(facts["position"]) is not int or facts["position"] < 0:
+    if type(facts["position"]) is not int or not 0 <= facts["position"] < 1 << 63:
         raise ValueError(f"position {facts['position']}")
     if type(decoder["shown"]) is not int or not 0 <= decoder["shown"] <= len(decoder["recent"]):
         raise ValueError("more was shown than there is")
+    undecoded = bytes.fromhex(decoder["undecoded"])
+    if type(decoder["line_start"]) is not bool or codecs.utf_8_decode(undecoded, "strict", False)[1]:
+        raise ValueError("what is not decoded is no beginning of a character")
     if not isinstance(facts["held"], str):
         raise ValueError("what is held back is no text")
+
+
+def _to_json(generator: np.random.Generator) -> dict[str, Any]:
+    """What a session's file says of its generator."""
+    state = dict(generator.bit_generator.state)
+    return {**state, "state": {name: str(state["state"][name]) for name in _LONG_NUMBERS}}
+
+
+def _generator(saved: dict[str, Any], version: int) -> np.random.Generator:
+    """The generator that was saved, whose numbers numpy takes as they are."""
+    generator = np.random.default_rng()
+    kind, numbers = generator.bit_generator.state["bit_generator"], saved["state"]
+    if version > _OLDEST_VERSION:
+        numbers = {name: _parse_digits(numbers[name]) for name in _LONG_NUMBERS}
+    state = {**saved, "state": numbers}
+    within = (
+        all(type(numbers[name]) is int and 0 <= numbers[name] < 1 << 128 for name in _LONG_NUMBERS)
+        and type(state["has_uint32"]) is int
+        and type(state["uinteger"]) is int
+        and 0 <= state["has_uint32"] <= 1
+        and 0 <= state["uinteger"] < 1 << 32
+    )
+    if state["bit_generator"] != kind or not within:
+        raise ValueError("no state of the generator")
+    generator.bit_generator.state = state
+    return generator
+
+
+def _parse_digits(text: object) -> int:
+    if not (isinstance(text, str) and len(text) < _MOST_DIGITS and text.isascii() and text.isdigit()):
+        raise ValueError("a number of the generator is no text of digits")
+    return int(text)
 
 
 def _check(path: Path, facts: dict[str, Any], model: StepModel) -> None:
     if facts["format"] != _FORMAT:
         raise ValueError("of another format")
-    if facts["format_version"] != _FORMAT_VERSION:
+    version = facts["format_version"]
+    if type(version) is not int or not _OLDEST_VERSION <= version <= _FORMAT_VERSION:
         raise UnusableFileError(
             path,
-            f"session format {facts['format_version']}, where this version of steplm reads {_FORMAT_VERSION}",
+            f"session format {version}, and this version reads {_OLDEST_VERSION} and {_FORMAT_VERSION}",
         )
     if facts["model"] != model.identity:
         raise UnusableFileError(path, "saved with another model's bundle, or another precision of this one")

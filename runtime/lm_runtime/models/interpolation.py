@@ -1,12 +1,14 @@
 """Two models as one: the weighted mean of their probabilities, and the weight fitted on a text.
 
-The classical gain: an n-gram model and a neural one err in other places (Mikolov et al. 2011).
+An n-gram model and a neural one err in different places, so the mean is better than either (Mikolov et al.
+2011).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from lm_runtime.bundle import StateTensor
 from lm_runtime.files import UnusableFileError, read_pieces
 from lm_runtime.models.protocol import State, StepModel, Stepper
 from lm_runtime.scoring.score import token_log_probabilities
@@ -22,12 +25,14 @@ from lm_runtime.tokenizer import Tokenizer
 
 _ROUNDS = 200
 _CLOSE = 1e-7
+_SECOND = "second_"
 
 
 class InterpolatedModel:
     """``(1 - weight) * p(first) + weight * p(second)``, a model like any other.
 
-    Its logits are log-probabilities; its state is the first model's tensors and then the second's.
+    Its logits are log-probabilities; its state is the first model's tensors, then the second's, whose names
+    begin with ``second_``. Either may be such a pair itself.
 
     Args:
         first: a model.
@@ -44,30 +49,24 @@ class InterpolatedModel:
             raise ValueError(f"weight must be above 0 and below 1, got {weight}")
         self.tokenizer: Tokenizer = first.tokenizer
         self.weight = weight
-        self.states = (
-            *first.states,
-            *(
-                dataclasses.replace(state, name=f"second_{state.name}", output=f"second_{state.output}")
-                for state in second.states
-            ),
-        )
+        self.states = _states_of_both(first.states, second.states)
         self._models = first, second
         self._cut = len(first.states)
 
     def step(self, token: NDArray[np.int64], state: State) -> tuple[NDArray[np.float32], State]:
-        """As :meth:`lm_runtime.models.onnx.StepModel.step`."""
+        """As :meth:`lm_runtime.models.protocol.StepModel.step`."""
         first, second = self._models
         ours, after = first.step(token, state[: self._cut])
         theirs, also_after = second.step(token, state[self._cut :])
         return _mix(ours, theirs, self.weight), (*after, *also_after)
 
     def advance(self, token: NDArray[np.int64], state: State) -> State:
-        """As :meth:`lm_runtime.models.onnx.StepModel.advance`."""
+        """As :meth:`lm_runtime.models.protocol.StepModel.advance`."""
         first, second = self._models
         return (*first.advance(token, state[: self._cut]), *second.advance(token, state[self._cut :]))
 
     def stepper(self, state: State) -> Stepper:
-        """As :meth:`lm_runtime.models.onnx.StepModel.stepper`."""
+        """As :meth:`lm_runtime.models.protocol.StepModel.stepper`."""
         first, second = self._models
         return _InterpolatedStepper(
             first.stepper(state[: self._cut]), second.stepper(state[self._cut :]), self.weight
@@ -78,6 +77,29 @@ class InterpolatedModel:
         """What tells the pair and its weight from all others."""
         parts = [*(model.identity for model in self._models), repr(self.weight)]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def __reduce__(self) -> tuple[type[InterpolatedModel], tuple[StepModel, StepModel, float]]:
+        return InterpolatedModel, (*self._models, self.weight)
+
+    def __repr__(self) -> str:
+        first, second = self._models
+        return f"InterpolatedModel({first}, {second}, {self.weight})"
+
+
+def _states_of_both(first: Sequence[StateTensor], second: Sequence[StateTensor]) -> tuple[StateTensor, ...]:
+    """The tensors of both, every name once: the second's get prefixes until they are free.
+
+    A saved session has tensors by these names, so the same pair gives the same ones each time.
+    """
+    states = list(first)
+    names = {tensor.name for tensor in states}
+    for tensor in second:
+        prefix = _SECOND
+        while prefix + tensor.name in names:
+            prefix += _SECOND
+        names.add(prefix + tensor.name)
+        states.append(dataclasses.replace(tensor, name=prefix + tensor.name, output=prefix + tensor.output))
+    return tuple(states)
 
 
 class _InterpolatedStepper:
@@ -101,12 +123,12 @@ class _InterpolatedStepper:
 def fit_weight(first: StepModel, second: StepModel, path: str | Path) -> float:
     """The second model's weight at which the text at ``path`` is most probable.
 
-    By expectation maximization, which cannot leave the best weight behind: the log-likelihood is concave.
+    By expectation maximization, which cannot end at another weight: the log-likelihood is concave.
 
     Args:
         first: a model.
         second: one of the same vocabulary.
-        path: a held-out UTF-8 text.
+        path: a held-out UTF-8 text, which is read once.
 
     Returns:
         the weight of the second, above 0 and below 1.
@@ -116,13 +138,12 @@ def fit_weight(first: StepModel, second: StepModel, path: str | Path) -> float:
         UnusableFileError: the file cannot be used, or is empty.
     """
     _require_one_vocabulary(first, second)
-    ours, theirs = (
-        [values for _, values in token_log_probabilities(model, read_pieces(Path(path)))]
-        for model in (first, second)
-    )
-    if not ours:
+    texts = itertools.tee(read_pieces(Path(path)))
+    both = zip(*map(token_log_probabilities, (first, second), texts), strict=True)
+    ratios = [theirs.astype(np.float64) - ours for (_, ours), (_, theirs) in both]
+    if not ratios:
         raise UnusableFileError(path, "empty: there is nothing to fit a weight on")
-    odds = np.exp(np.concatenate(theirs).astype(np.float64) - np.concatenate(ours))  # (tokens,)
+    odds = np.exp(np.concatenate(ratios))  # (tokens,)
     weight = 0.5
     for _ in range(_ROUNDS):
         before, weight = weight, float(np.mean(weight * odds / (1 - weight + weight * odds)))
@@ -146,6 +167,5 @@ def _mix(ours: NDArray[np.float32], theirs: NDArray[np.float32], weight: float) 
 
 
 def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    rows = logits.reshape(-1, logits.shape[-1])
-    result: NDArray[np.float32] = (rows - log_normalizers(rows)[:, None]).reshape(logits.shape)
+    result: NDArray[np.float32] = logits - log_normalizers(logits)[..., None]
     return result

@@ -1,10 +1,11 @@
-"""A bundle's folder becomes a model."""
+"""A bundle's folder becomes a model: what the folder holds decides which, never its ``model_type``."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from lm_runtime.bundle import NGRAM_TYPE, Precision, read_config
+from lm_runtime.bundle import MODELS, TABLES, BundleConfig, Precision, read_bundle_config
 from lm_runtime.models.protocol import BundleModel, Provider
 
 
@@ -19,7 +20,8 @@ def load(
 
     An n-gram model's tables have one precision, ``fp32``, and run on the CPU.
     """
-    if read_config(Path(folder)).model_type != NGRAM_TYPE:
+    folder = Path(folder)
+    if not has_tables(read_bundle_config(folder)):
         from lm_runtime.models.onnx import OnnxModel  # tables do without onnxruntime
 
         return OnnxModel(folder, precision=precision, provider=provider, threads=threads)
@@ -29,4 +31,40 @@ def load(
         raise ValueError(f"{folder} is an n-gram model, which runs on the CPU")
     from lm_runtime.models.ngram import NgramBundle  # graphs do without it
 
-    return NgramBundle(Path(folder))
+    return NgramBundle(folder)
+
+
+def load_together(
+    folders: Sequence[str | Path],
+    *,
+    precision: Precision = "fp32",
+    provider: Provider = "auto",
+    threads: int | None = None,
+) -> list[BundleModel]:
+    """Load several bundles that are used as one: each takes what it has of what is asked for.
+
+    One without a graph of the precision takes fp32, and tables take the CPU.
+
+    Raises:
+        ValueError: none of them has the precision, or none has a graph for CUDA; otherwise as :func:`load`.
+    """
+    configs = [read_bundle_config(Path(folder)) for folder in folders]
+    names = " and ".join(map(str, folders))
+    if precision != "fp32" and not any(precision in config.precisions for config in configs):
+        raise ValueError(f"{names}: none has an {precision} graph; export one with --quantize {precision}")
+    if provider == "cuda" and all(map(has_tables, configs)):
+        raise ValueError(f"{names}: n-gram models run on the CPU")
+    return [
+        load(
+            folder,
+            precision=precision if precision in config.precisions else "fp32",
+            provider="cpu" if has_tables(config) else provider,
+            threads=threads,
+        )
+        for folder, config in zip(folders, configs, strict=True)
+    ]
+
+
+def has_tables(config: BundleConfig) -> bool:
+    """Whether a bundle has tables in place of a graph."""
+    return TABLES in config.files and not any(graph in config.files for graph in MODELS.values())

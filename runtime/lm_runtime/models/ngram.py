@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lm_runtime.bundle import CONFIG, TABLES, Precision, StateTensor, read_config
+from lm_runtime.bundle import CONFIG_FILE, TABLES, Precision, StateTensor
 from lm_runtime.files import UnusableFileError
 from lm_runtime.models.ngram_tables import NgramTables
-from lm_runtime.models.opened import open_bundle
+from lm_runtime.models.opened import open_bundle, open_same
 from lm_runtime.models.protocol import State
+from lm_runtime.models.state import batch_of, check_input, wrong_ids
 from lm_runtime.tokenizer import Tokenizer
 
 CONTEXT = "context"
 """The state's name."""
-_PART = 1 << 16
+_PART_TOKENS = 1 << 16
 
 Nodes = list[int]
-"""The contexts of a place that were seen, each by its number: the last word, the last two, and so on."""
+"""The contexts at a place in the text that were seen, by their numbers: the last word, the last two ..."""
 
 
 class _Trie:
@@ -36,7 +38,7 @@ class _Trie:
         self._backoffs = [backoffs.data for backoffs in tables.backoffs]
 
     def read(self, nodes: Nodes, token: int) -> Nodes:
-        """The contexts behind ``token``, by a bisection for each of the contexts before it."""
+        """The contexts after ``token``, by a bisection for each of the contexts before it."""
         if not 0 <= token < self.tables.vocab_size:
             raise ValueError(f"a token must be from 0 to {self.tables.vocab_size - 1}, got {token}")
         after = [token] if self._offsets else []
@@ -53,7 +55,7 @@ class _Trie:
         return at if at < end and words[at] == token else -1
 
     def fill(self, row: NDArray[np.float32], nodes: Nodes) -> None:
-        """Write the log-probability of every token behind ``nodes`` into ``row``, ``(vocab,)``."""
+        """Write the log-probability of every token after ``nodes`` into ``row``, ``(vocab,)``."""
         tables = self.tables
         weights = [0.0]  # of the contexts longer than each, and at last of all
         for level in range(len(nodes) - 1, -1, -1):
@@ -68,7 +70,7 @@ class _Trie:
                 weights.pop()
 
     def log_probability(self, nodes: Nodes, token: int) -> float:
-        """Of one token behind ``nodes``."""
+        """The log-probability of one token after ``nodes``."""
         weight = 0.0
         for level in range(len(nodes) - 1, -1, -1):
             if (found := self._child(level, nodes[level], token)) >= 0:
@@ -82,13 +84,13 @@ def log_probabilities(tables: NgramTables, ids: NDArray[Any]) -> NDArray[np.floa
 
     Args:
         tables: the model.
-        ids: the text ``(tokens,)``; it begins behind an ``<eos>``.
+        ids: the text ``(tokens,)``; it begins after an ``<eos>``.
     """
     trie = _Trie(tables)
     nodes = trie.read([], tables.eos_id)
     result = np.empty(ids.size, dtype=np.float32)
-    for start in range(0, ids.size, _PART):
-        for place, token in enumerate(ids[start : start + _PART].tolist(), start):
+    for start in range(0, ids.size, _PART_TOKENS):
+        for place, token in enumerate(ids[start : start + _PART_TOKENS].tolist(), start):
             result[place] = trie.log_probability(nodes, token)
             nodes = trie.read(nodes, token)
     return result
@@ -120,7 +122,8 @@ class NgramModel:
         self._trie = _Trie(tables)
 
     def step(self, token: NDArray[np.int64], state: State) -> tuple[NDArray[np.float32], State]:
-        """As :meth:`lm_runtime.models.onnx.StepModel.step`."""
+        """As :meth:`lm_runtime.models.protocol.StepModel.step`."""
+        self._check(token, state)
         (context,) = state
         logits = np.empty((*token.shape, self.tables.vocab_size), dtype=np.float32)
         for row, ids, before in zip(logits, token.tolist(), context.tolist(), strict=True):
@@ -128,42 +131,79 @@ class NgramModel:
             for values, id_ in zip(row, ids, strict=True):
                 nodes = self._trie.read(nodes, id_)
                 self._trie.fill(values, nodes)
-        return logits, self.advance(token, state)
+        return logits, _shift(token, state)
 
     def advance(self, token: NDArray[np.int64], state: State) -> State:
-        """As :meth:`lm_runtime.models.onnx.StepModel.advance`."""
-        after = np.concatenate([state[0], token + 1], axis=1)  # (batch, order - 1 + time)
-        return (after[:, token.shape[1] :],)
+        """As :meth:`lm_runtime.models.protocol.StepModel.advance`."""
+        self._check(token, state)
+        return _shift(token, state)
 
     def stepper(self, state: State) -> NgramStepper:
-        """Take many single steps from ``state``, faster than by :meth:`step`."""
+        """As :meth:`lm_runtime.models.protocol.StepModel.stepper`."""
+        batch_of(self.states, state)
+        self._check_context(state)
         return NgramStepper(self._trie, state)
+
+    def _check(self, token: NDArray[np.int64], state: State) -> None:
+        check_input(self, token, state)
+        self._check_context(state)
+
+    def _check_context(self, state: State) -> None:
+        """Check the numbers of a state.
+
+        Raises:
+            ValueError: one is none of the vocabulary.
+        """
+        if state[0].size and state[0].view(np.uint64).max() > self.tables.vocab_size:
+            raise ValueError(f"a number of the context is not from 0 to {self.tables.vocab_size}")
 
     @property
     def identity(self) -> str:
         """The sha256 of the tables' file."""
         return self.tables.sha256
 
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return NgramModel, (self.tables, self.tokenizer)
+
+    def __repr__(self) -> str:
+        return f"NgramModel({self.tables}, {self.tokenizer})"
+
 
 class NgramBundle(NgramModel):
-    """An n-gram model from its bundle.
+    """An n-gram model from its bundle. A pickle names the folder, and opens it anew.
 
     Raises:
         UnusableFileError: the bundle is incomplete, damaged, of another format, or contradicts itself.
+        ValueError: it has no tables.
     """
 
     precision: Precision = "fp32"
     provider = "cpu"
+    step_bytes: int | None = None
+    """A step looks up what it needs."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.config = read_config(folder)
-        tokenizer, self.defaults = open_bundle(folder, self.config, TABLES)
-        tables = NgramTables.read(folder / TABLES)
+    def __init__(self, folder: str | Path) -> None:
+        bundle = open_bundle(Path(folder), TABLES)
+        path = bundle.folder / TABLES
+        self.folder = bundle.folder
+        self.config = bundle.config
+        self.defaults = bundle.defaults
+        tables = NgramTables.from_file_content(path, bundle.weights)
         found = tables.vocab_size, tables.eos_id, ngram_states(tables.order)
         if found != (self.config.vocab_size, self.config.eos_token_id, self.config.states):
-            raise UnusableFileError(folder / TABLES, f"does not fit {CONFIG}")
-        super().__init__(tables, tokenizer)
+            raise UnusableFileError(path, f"does not fit {CONFIG_FILE}")
+        super().__init__(tables, bundle.tokenizer)
+
+    @property
+    def identity(self) -> str:
+        """As :attr:`NgramModel.identity`, which was checked as the bundle was opened."""
+        return self.config.files[TABLES]
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return open_same, (functools.partial(NgramBundle, self.folder.absolute()), self.identity)
+
+    def __repr__(self) -> str:
+        return f"NgramBundle({str(self.folder)!r})"
 
 
 class NgramStepper:
@@ -177,27 +217,33 @@ class NgramStepper:
         self._logits = np.empty((len(rows), trie.tables.vocab_size), dtype=np.float32)
 
     def step(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """As :meth:`lm_runtime.models.stepper.Stepper.step`."""
-        self._before = self._nodes
-        self._nodes = [
-            self._trie.read(nodes, token) for nodes, token in zip(self._nodes, tokens, strict=True)
-        ]
+        """As :meth:`lm_runtime.models.protocol.Stepper.step`."""
+        if len(tokens) != len(self._nodes):
+            raise wrong_ids(tokens, len(self._nodes), self._trie.tables.vocab_size)
+        after = [self._trie.read(nodes, token) for nodes, token in zip(self._nodes, tokens, strict=True)]
+        self._before, self._nodes = self._nodes, after
         for row, token in enumerate(tokens):
             self._recent[row].append(token + 1)
             self._trie.fill(self._logits[row], self._nodes[row])
         return self._logits
 
     def state(self) -> State:
-        """As :meth:`lm_runtime.models.stepper.Stepper.state`."""
+        """As :meth:`lm_runtime.models.protocol.Stepper.state`."""
         width = self._trie.tables.order - 1
         recent = [list(row)[len(row) - width :] for row in self._recent]
         return (np.array(recent, dtype=np.int64).reshape(len(recent), width),)
 
     def undo(self) -> None:
-        """As :meth:`lm_runtime.models.stepper.Stepper.undo`."""
+        """As :meth:`lm_runtime.models.protocol.Stepper.undo`."""
         self._nodes = self._before
         for row in self._recent:
             row.pop()
+
+
+def _shift(token: NDArray[np.int64], state: State) -> State:
+    """The state after ``token`` ``(batch, time)``."""
+    after = np.concatenate([state[0], token + 1], axis=1)  # (batch, order - 1 + time)
+    return (after[:, token.shape[1] :],)
 
 
 def ngram_states(order: int) -> tuple[StateTensor, ...]:
@@ -206,7 +252,7 @@ def ngram_states(order: int) -> tuple[StateTensor, ...]:
 
 
 def _contexts(trie: _Trie, ids: list[int]) -> Nodes:
-    """The contexts behind the ids of a state."""
+    """The contexts after the ids of a state."""
     nodes: Nodes = []
     for id_ in ids:
         if id_:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,20 +20,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lm_runtime.bundle import HIGHEST_ORDER
-from lm_runtime.files import UnusableFileError, write_whole
+from lm_runtime.files import first_line, read_regular, reading, write_whole
 
 LARGEST_VOCABULARY = 1 << 24
+LARGEST_FILE = 1 << 37
 
 _FORMAT = "steplm ngram"
 _FORMAT_VERSION = 1
 _ALIGNMENT = 64
 _LONGEST_HEADER = 1 << 16
-_PART = 1 << 16
 _ROUNDING = 1e-5
 """How far above 0 rounding may leave a log-probability, in nats."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class NgramTables:
     """A trie of n-grams: those of ``n`` words are numbered by the n-gram without its last word, then by it.
 
@@ -51,11 +50,11 @@ class NgramTables:
     words: tuple[NDArray[Any], ...]
     """The last word of each n-gram, from length 2 on; uint16, or uint32 for more than 65,536 tokens."""
     log_probabilities: tuple[NDArray[np.float32], ...]
-    """Of the last word of each n-gram behind the others, from length 1 on."""
+    """Of the last word of each n-gram after the others, from length 1 on."""
     backoffs: tuple[NDArray[np.float32], ...]
-    """What is added to the log-probability of a word that was not seen behind the n-gram, up to order - 1."""
+    """Added to the log-probability of a word that was not seen after the n-gram; up to length order - 1."""
     offsets: tuple[NDArray[np.uint32], ...]
-    """Where those are that go on from each n-gram, up to length order - 1: offsets[i] to offsets[i + 1]."""
+    """Where the n-grams that extend each one are: offsets[i] to offsets[i + 1]; up to length order - 1."""
 
     @property
     def counts(self) -> list[int]:
@@ -71,11 +70,7 @@ class NgramTables:
         return digest.hexdigest()
 
     def write(self, path: Path) -> None:
-        """Write the tables to ``path``, whole or not at all.
-
-        A line of JSON that says the sizes, then the bare arrays, little-endian, each at a multiple of 64
-        bytes: 8 to 14 bytes an n-gram.
-        """
+        """Write the tables to ``path``, atomically: 8 to 14 bytes an n-gram, in the layout of FORMAT.md."""
         with write_whole(path) as file:
             for part in self._file_parts():
                 file.write(part)
@@ -98,40 +93,44 @@ class NgramTables:
 
     @classmethod
     def read(cls, path: Path) -> NgramTables:
-        """Map a file that :meth:`write` wrote into memory, and check everything that stepping relies on.
-
-        Measured on 2.3 million n-grams, 27 MB: 0.015 s with the checks, where an .npz without any takes 0.03.
+        """Read a file that :meth:`write` wrote, and check everything that stepping relies on.
 
         Raises:
             UnusableFileError: the file is missing, damaged, or of another format.
         """
-        try:
-            with path.open("rb") as file:
-                empty = path.stat().st_size == 0
-                data = b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            return cls.from_bytes(data)
-        except FileNotFoundError:
-            raise UnusableFileError(path, "no such file") from None
-        except IsADirectoryError:
-            raise UnusableFileError(path, "a folder, where a file of n-grams is needed") from None
-        except ValueError as error:
-            raise UnusableFileError(path, str(error)) from None
+        return cls.from_file_content(path, read_regular(path, LARGEST_FILE))
 
     @classmethod
-    def from_bytes(cls, data: bytes | memoryview | mmap.mmap) -> NgramTables:
+    def from_file_content(cls, path: Path, content: bytes) -> NgramTables:
+        """The tables in the ``content`` of the file ``path``, of which they are views.
+
+        Raises:
+            UnusableFileError: it is damaged, or of another format.
+        """
+        with reading(path, "not a file of n-grams, or damaged"):
+            return cls._read(content)
+
+    @classmethod
+    def from_bytes(cls, data: bytes | memoryview) -> NgramTables:
         """The tables in the content of a file; they are views of ``data``.
 
         Raises:
             ValueError: it is damaged, or of another format.
         """
         try:
-            start = bytes(data[:_LONGEST_HEADER])
-            tables = cls(**_read_arrays(start[: start.find(b"\n") + 1], data))
-            _check(tables)
+            return cls._read(data)
         except (ValueError, TypeError, KeyError, RecursionError) as error:
-            problem = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(f"not a file of n-grams, or damaged ({problem})") from None
+            raise ValueError(f"not a file of n-grams, or damaged ({first_line(error)})") from None
+
+    @classmethod
+    def _read(cls, data: bytes | memoryview) -> NgramTables:
+        start = bytes(data[:_LONGEST_HEADER])
+        tables = cls(**_read_arrays(start[: start.find(b"\n") + 1], data))
+        _check(tables)
         return tables
+
+    def __repr__(self) -> str:
+        return f"NgramTables(order={self.order}, vocab_size={self.vocab_size}, counts={self.counts})"
 
     def to_bytes(self) -> bytes:
         """The content of the file that :meth:`write` writes."""
@@ -150,7 +149,7 @@ def _layout(vocab_size: int, counts: Sequence[int]) -> Iterator[tuple[str, int, 
             yield "offsets", index, "<u4", count + 1
 
 
-def _read_arrays(header: bytes, data: bytes | memoryview | mmap.mmap) -> dict[str, Any]:
+def _read_arrays(header: bytes, data: bytes | memoryview) -> dict[str, Any]:
     """The attributes of the tables, by the sizes that the header says."""
     if not header.startswith(b"{") or not header.endswith(b"\n") or len(header) % _ALIGNMENT:
         raise ValueError("no header")

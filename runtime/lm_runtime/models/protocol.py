@@ -29,13 +29,17 @@ class Stepper(Protocol):
     """Steps one batch; the state stays inside until it is asked for."""
 
     def step(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Read one token for each row; return logits ``(batch, vocab)``, valid until the next step."""
+        """Read one token for each row; return logits ``(batch, vocab)``, valid until the next step.
+
+        Raises:
+            ValueError: an id is not in the vocabulary, or their number is not the batch's.
+        """
 
     def state(self) -> State:
-        """A copy of the state behind the last step."""
+        """A copy of the state after the last step."""
 
     def undo(self) -> None:
-        """Go back behind the last step but one; once, and only after a step."""
+        """Go back to before the last step; once, and only after a step."""
 
 
 class StepModel(Protocol):
@@ -50,27 +54,42 @@ class StepModel(Protocol):
         """The state's tensors, in the order of the arrays of a :data:`State`."""
 
     def step(self, token: NDArray[np.int64], state: State) -> tuple[NDArray[np.float32], State]:
-        """Read ``token`` ``(batch, time)``; return logits ``(batch, time, vocab)`` and the new state."""
+        """Read ``token`` ``(batch, time)``; return logits ``(batch, time, vocab)`` and the new state.
+
+        A time of 0 gives no logits, and the state as it is.
+
+        Raises:
+            ValueError: an id is not in the vocabulary, or a shape is wrong; a batch of 0 is.
+        """
 
     def advance(self, token: NDArray[np.int64], state: State) -> State:
-        """Read ``token`` as :meth:`step` does, for the state alone; what can be left out is."""
+        """Read ``token`` as :meth:`step` does, for the state alone; a model skips the logits if it can."""
 
     def stepper(self, state: State) -> Stepper:
         """Take many single steps from ``state``."""
 
     @property
     def identity(self) -> str:
-        """What tells the weights from all others; a state is of use only with the weights that made it."""
+        """What tells the weights from all others: a state goes only with the weights that made it."""
 
 
 class BundleModel(StepModel, Protocol):
-    """A step model that comes from a bundle."""
+    """A step model that comes from a bundle. It can be pickled: by its folder."""
 
     folder: Path
+    """Where the bundle is."""
     config: BundleConfig
+    """What its ``config.json`` says."""
     defaults: SamplingParams
+    """The sampling parameters that it proposes."""
     precision: Precision
+    """Which of its graphs it is; tables are fp32."""
     provider: str
+    """Where it runs: cpu or cuda."""
+
+    @property
+    def step_bytes(self) -> int | None:
+        """The bytes that a step at batch 1 reads of the weights; None where it only looks some up."""
 
 
 class PlainStepper:

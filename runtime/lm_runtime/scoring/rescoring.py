@@ -1,62 +1,26 @@
-"""Many texts scored at once, each as if it were alone; n-best lists put in a new order.
+"""N-best lists of a first pass, such as a recognizer's, put in a new order by a language model.
 
-Texts that begin alike are read once as far as they are alike, and those that go on differently are read
-side by side. Knows nothing about what is printed.
+Knows nothing about what is printed.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from lm_runtime.files import UnusableFileError
 from lm_runtime.models.protocol import StepModel
-from lm_runtime.models.state import initial_state, join_states, take_states
-from lm_runtime.scoring.score import Score, TextCount, add_up, read_texts, unknown_tokens
-from lm_runtime.softmax import log_normalizers
+from lm_runtime.scoring.score import Score, read_texts
+from lm_runtime.scoring.texts import score_texts
 
-_CHUNK_TEXTS = 1024
-_CHUNK_CHARACTERS = 1 << 20
 _LARGEST_WEIGHT = 1_000_000
-_CALL_TOKENS = 128
-"""The most tokens in one call: more were not seen to be faster, and fewer were slower."""
-
-
-def score_texts(model: StepModel, texts: Iterable[str]) -> Iterator[Score]:
-    """Score many texts, each of its own: none knows what came before it.
-
-    Every text starts from the zero state that has read one ``<eos>``, and is ended by ``<eos>``, which is
-    predicted too: a text that is empty is that one token. A line break within a text is ``<eos>``, as in a
-    file; one at the text's end is its end.
-
-    In fp32 a text's score is, bit for bit, what :func:`lm_runtime.score_file` gives for a file of that
-    text, whatever texts are beside it. The int8 graph has one scale for the activations of a whole call:
-    there a score depends a little on the texts that are read together.
-
-    Args:
-        model: from :func:`lm_runtime.load`.
-        texts: about a thousand, or a million characters, are drawn and held at a time.
-
-    Yields:
-        the score of each text, in their order.
-
-    Raises:
-        UnicodeEncodeError: a text has a lone surrogate.
-    """
-    if isinstance(texts, str):
-        raise ValueError(f"texts must be a sequence of texts, got the text {texts!r}")
-    for chunk in _chunks(texts):
-        counts = [TextCount() for _ in chunk]
-        ids = [_encode(model, text, count) for text, count in zip(chunk, counts, strict=True)]
-        for tokens, count, values in zip(ids, counts, _log_probabilities(model, ids), strict=True):
-            unknown = unknown_tokens(model, tokens)
-            yield Score(add_up(values), tokens.size, unknown, count.bytes, count.words)
+_SPACES = " \t"
+_SEPARATOR = re.compile(r"[ \t]+")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 @dataclass(frozen=True)
@@ -64,7 +28,7 @@ class Hypothesis:
     """One of the texts that a first pass (a recognizer, a translator) holds possible."""
 
     id: str
-    """What it is a hypothesis of."""
+    """What it is a hypothesis of: all of one id are a list."""
     score: float
     """The first pass's score, natural logarithm."""
     text: str
@@ -73,7 +37,7 @@ class Hypothesis:
 
 @dataclass(frozen=True)
 class Rescored:
-    """A hypothesis and what the language model makes of it."""
+    """A hypothesis and its score by the language model."""
 
     hypothesis: Hypothesis
     """As it was given."""
@@ -88,11 +52,11 @@ def rescore(model: StepModel, hypotheses: Iterable[Hypothesis], weight: float = 
 
     Args:
         model: from :func:`lm_runtime.load`.
-        hypotheses: of any number of ids; those of one id need not stand together.
+        hypotheses: of any number of ids, in any order.
         weight: of the language model's log-probability (natural logarithm) of a text.
 
     Returns:
-        the ids in the order in which they first come, of each the best hypothesis first; equal ones keep
+        the ids in the order of their first hypotheses, of each the best hypothesis first; equal ones keep
         their order.
 
     Raises:
@@ -112,124 +76,21 @@ def rescore(model: StepModel, hypotheses: Iterable[Hypothesis], weight: float = 
 def read_hypotheses(path: str | Path) -> Iterator[Hypothesis]:
     """The n-best lists of a text file, a line for each hypothesis: id, score, text.
 
-    The three are separated by white space, which is no part of the text; the text may be empty.
+    Spaces and tabs separate the three, and no other white space does; around the text they are no part of it.
+    The score is a decimal number, such as -12.5 or 1e-3. The text may be empty.
 
     Raises:
         UnusableFileError: as :func:`read_texts`, or a line has no id or no score.
     """
     for number, line in enumerate(read_texts(path), start=1):
-        fields = line.split(maxsplit=2)
-        if len(fields) < 2:
+        id_, score, text = (*_SEPARATOR.split(line.strip(_SPACES), maxsplit=2), "", "")[:3]
+        if not score:
             raise UnusableFileError(path, f"line {number}: not an id, a score and a text: {_short(line)}")
-        try:
-            score = float(fields[1])
-        except ValueError:
-            score = math.nan
-        if not math.isfinite(score):
-            raise UnusableFileError(path, f"line {number}: the score is no number: {_short(fields[1])}")
-        yield Hypothesis(fields[0], score, fields[2].rstrip() if len(fields) == 3 else "")
+        value = float(score) if _NUMBER.fullmatch(score) else math.nan
+        if not math.isfinite(value):
+            raise UnusableFileError(path, f"line {number}: the score is no number: {_short(score)}")
+        yield Hypothesis(id_, value, text)
 
 
 def _short(text: str) -> str:
     return repr(text if len(text) <= 40 else f"{text[:40]}...")
-
-
-def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
-    chunk: list[str] = []
-    characters = 0
-    for text in texts:
-        chunk.append(text)
-        characters += len(text)
-        if len(chunk) == _CHUNK_TEXTS or characters >= _CHUNK_CHARACTERS:
-            yield chunk
-            chunk, characters = [], 0
-    if chunk:
-        yield chunk
-
-
-def _encode(model: StepModel, text: str, count: TextCount) -> NDArray[np.int64]:
-    """The ids of a text's lines, each ended by ``<eos>``; an empty text is an empty line."""
-    lines = text.removesuffix("\n").split("\n")
-    pieces = count.count((line.removesuffix("\r"), True) for line in lines)
-    return np.concatenate(list(model.tokenizer.encode_pieces(pieces)))
-
-
-def _log_probabilities(model: StepModel, texts: Sequence[NDArray[np.int64]]) -> Iterator[NDArray[np.float32]]:
-    """The log-probability of each token of each text, ``(tokens,)``."""
-    # As bytes with the highest first, ids sort and compare as lists of numbers do, and much faster.
-    keys = [np.append(model.tokenizer.eos_id, ids).astype(">u4").tobytes() for ids in texts]
-    different = sorted(set(keys))
-    rows = [np.frombuffer(key, dtype=">u4").astype(np.int64) for key in different]
-    values = dict(zip(different, _read_together(model, rows), strict=True))
-    return (values[key] for key in keys)
-
-
-def _read_together(model: StepModel, rows: Sequence[NDArray[np.int64]]) -> list[NDArray[np.float32]]:
-    """The log-probabilities of each row's ids after its first; the rows ascend, and no two are equal.
-
-    Every distinct beginning is read once, and a row leaves where it ends: nothing is padded.
-    """
-    ids = np.concatenate(rows)
-    ends = np.cumsum([row.size for row in rows])
-    results = np.zeros(ids.size, dtype=np.float32)
-    # For each row that goes on: where its next id to be read is, where its last is, which is only
-    # predicted, how many ids from the next one on are those of the row above, and whose state it has.
-    at, last = ends - [row.size for row in rows], ends - 1
-    alike = np.array([0, *map(_common, rows, rows[1:])])
-    sequence = np.zeros_like(at)
-    state = initial_state(model, 1)
-    while at.size:
-        leads = alike <= 0  # the first row of every distinct beginning reads it
-        time = _time(int(leads.sum()), last - at, alike[~leads])
-        parents, sequence = sequence[leads], np.cumsum(leads) - 1
-        tokens = ids[at[leads, None] + np.arange(time)]
-        states = []
-        for part in _parts(parents.size):
-            logits, after = model.step(tokens[part], take_states(model, state, parents[part]))
-            states.append(after)
-            readers = (sequence >= part[0]) & (sequence <= part[-1])
-            where = at[readers, None] + 1 + np.arange(time)
-            results[where] = _log_softmax(logits, sequence[readers] - part[0], ids[where])
-        state = join_states(model, states)
-        go_on = np.flatnonzero(at + time < last)
-        alike = _between(alike - time, go_on)
-        at, last, sequence = at[go_on] + time, last[go_on], sequence[go_on]
-    return [part[1:] for part in np.split(results, ends[:-1])]
-
-
-def _common(one: NDArray[np.int64], other: NDArray[np.int64]) -> int:
-    """How many ids two rows have in common before they differ, or one ends."""
-    size = min(one.size, other.size)
-    differ = np.flatnonzero(one[:size] != other[:size])
-    return int(differ[0]) if differ.size else size
-
-
-def _time(sequences: int, remaining: NDArray[np.int64], alike: NDArray[np.int64]) -> int:
-    """How many ids are read in the next call: as many as no row ends in and no two rows part in."""
-    most = max(1, _CALL_TOKENS // sequences)
-    return int(min(most, remaining.min(), alike.min(initial=most)))
-
-
-def _parts(sequences: int) -> list[NDArray[np.int64]]:
-    """The sequences of each call, spread evenly."""
-    return np.array_split(np.arange(sequences), math.ceil(sequences / _CALL_TOKENS))
-
-
-def _between(alike: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How far each of ``rows`` is like the one of them above: as far as all that stood between."""
-    if rows.size in (0, alike.size):
-        return alike[rows]
-    starts = np.append(0, rows[:-1] + 1)
-    result: NDArray[np.int64] = np.minimum.reduceat(alike[: rows[-1] + 1], starts)
-    return result
-
-
-def _log_softmax(
-    logits: NDArray[np.float32], sequences: NDArray[np.int64], targets: NDArray[np.int64]
-) -> NDArray[np.float32]:
-    """Log-probabilities of ``targets`` ``(readers, time)``, each reader at its sequence of the logits."""
-    batch, time, vocab = logits.shape
-    normalizers = log_normalizers(logits.reshape(-1, vocab)).reshape(batch, time)
-    chosen = logits[sequences[:, None], np.arange(time), targets]
-    result: NDArray[np.float32] = chosen - normalizers[sequences]
-    return result

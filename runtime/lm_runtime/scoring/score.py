@@ -18,16 +18,20 @@ from lm_runtime.files import UnusableFileError, read_lines, read_pieces
 from lm_runtime.models.protocol import StepModel
 from lm_runtime.models.state import READ_TOKENS, initial_state
 from lm_runtime.softmax import log_softmax_at
+from lm_runtime.tokenizer import count_words
+
+_LARGEST_WORD_LOSS = 50.0
+"""Nats: of a text whose words cost more on average, what stands between spaces is no words."""
 
 
 def perplexity(loss: float) -> float:
-    """``exp`` of a mean loss in nats; a loss that is out of a float's range counts as 700."""
+    """``exp`` of a mean loss in nats; a loss whose ``exp`` is out of a float's range is taken as 700."""
     return math.exp(min(loss, 700.0))
 
 
 @dataclass(frozen=True)
 class Score:
-    """What a model makes of a text."""
+    """The score that a model gives to a text."""
 
     log_probability: float
     """The sum over all tokens, natural logarithm."""
@@ -38,10 +42,10 @@ class Score:
     bytes: int
     """The text's length in UTF-8, a byte for each line break."""
     words: int
-    """The words between white space, and one more for each line's end."""
+    """The words (:func:`lm_runtime.tokenizer.count_words`), and one more for each line's end."""
 
     def __add__(self, other: Score) -> Score:
-        """Both texts, neither of which knows the other."""
+        """The score of both texts, scored apart."""
         pairs = zip(astuple(self), astuple(other), strict=True)
         return Score(*(mine + others for mine, others in pairs))
 
@@ -56,9 +60,10 @@ class Score:
         return -self.log_probability / math.log(2) / self.bytes
 
     @property
-    def perplexity_per_word(self) -> float:
-        """Comparable between tokenizers, where no token is ``<unk>``."""
-        return perplexity(-self.log_probability / self.words)
+    def perplexity_per_word(self) -> float | None:
+        """Comparable between tokenizers, where no token is ``<unk>``; None for a text without word breaks."""
+        loss = -self.log_probability / self.words
+        return perplexity(loss) if loss <= _LARGEST_WORD_LOSS else None
 
 
 @dataclass
@@ -72,7 +77,7 @@ class TextCount:
         """Pass ``pieces`` on and count them."""
         for text, ends in pieces:
             self.bytes += len(text.encode()) + ends
-            self.words += len(text.split()) + ends
+            self.words += count_words(text) + ends
             yield text, ends
 
 
@@ -134,14 +139,20 @@ def token_log_probabilities(
 
 
 def id_log_probabilities(
-    model: StepModel, parts: Iterable[NDArray[np.int64]]
+    model: StepModel, parts: Iterable[NDArray[np.int64]], *, call: int = READ_TOKENS
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-    """:func:`token_log_probabilities` of a text that is given as ids, ``(tokens,)`` in each part."""
+    """:func:`token_log_probabilities` of a text that is given as ids.
+
+    Args:
+        model: the model.
+        parts: the text, ``(tokens,)`` in each part.
+        call: the most tokens in one call of the model.
+    """
     state = initial_state(model, 1)
     previous = model.tokenizer.eos_id
     for ids in parts:
-        for start in range(0, ids.size, READ_TOKENS):
-            targets = ids[start : start + READ_TOKENS]
+        for start in range(0, ids.size, call):
+            targets = ids[start : start + call]
             token = np.concatenate([[previous], targets[:-1]])
             logits, state = model.step(token[None], state)
             previous = int(targets[-1])

@@ -9,7 +9,6 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lm_runtime.files import UnusableFileError, open_regular, read_pieces
 from lm_runtime.scoring.score import TextCount
@@ -19,10 +18,7 @@ from lm_trainer.corpora.pydocs import write_pydocs
 from lm_trainer.corpora.token_file import Ids, TokenFile, write_token_file
 
 DATA = Path("data")
-"""Where corpora that are read or downloaded land, under the current folder."""
-
-TOKENS = "tokens"
-"""A run's folder of token files."""
+"""The folder, under the current one, of corpora that are read from Python or downloaded."""
 
 _VALID_SHARE = 0.05
 _TEST_SHARE = 0.05
@@ -38,7 +34,7 @@ class Split:
     start: int = 0
     """The first byte."""
     end: int | None = None
-    """The byte behind the last; None is the file's end."""
+    """The byte after the last; None is the file's end."""
 
     def pieces(self) -> Iterator[tuple[str, bool]]:
         """The text, as :func:`lm_runtime.files.read_pieces`."""
@@ -59,7 +55,27 @@ class Corpus:
     splits: dict[str, Split]
     """``train``, ``valid`` and perhaps ``test``."""
     remark: str
-    """How the splits came about, for the person at the terminal."""
+    """Where the splits are from, for the person at the terminal."""
+
+
+@dataclass(frozen=True)
+class CorpusFacts:
+    """What a run keeps of its corpus."""
+
+    name: str
+    """What it is called in reports."""
+    argument: str
+    """How it was named in the call; a path from the root on."""
+    splits: dict[str, TokenFile]
+    """The token files of ``train``, ``valid`` and perhaps ``test``."""
+
+    def open(self, folder: Path, split: str, *, verify: bool = True) -> Ids:
+        """The token ids of a split in the ``folder`` of token files.
+
+        Raises:
+            UnusableFileError: the file is missing, or is not the one that was written.
+        """
+        return self.splits[split].open(token_path(folder, split), verify=verify)
 
 
 def find_corpus(argument: str, data: Path = DATA) -> Corpus:
@@ -68,7 +84,7 @@ def find_corpus(argument: str, data: Path = DATA) -> Corpus:
     Args:
         argument: a folder with ``train.txt``, ``valid.txt`` and perhaps ``test.txt``; one text file;
             ``pydocs``; or a name from :data:`lm_trainer.corpora.datasets.DATASETS`.
-        data: where corpora land that are read or downloaded.
+        data: the folder of corpora that are read from Python or downloaded.
 
     Raises:
         ValueError: it is none of these.
@@ -105,7 +121,7 @@ def _folder(name: str, folder: Path) -> Corpus:
 
 
 def _one_file(path: Path) -> Corpus:
-    """Split by position: the last part is the test, the one before it the validation text."""
+    """Split by position: the test text is the last part, the validation text the one before it."""
     size = path.stat().st_size
     if not size:
         raise UnusableFileError(path, "empty")
@@ -127,7 +143,7 @@ def _one_file(path: Path) -> Corpus:
 
 
 def _line_after(path: Path, position: int) -> int:
-    """Where the first line from ``position`` on begins; without lines the first word, else character."""
+    """Where the first line at or after ``position`` begins; without lines the first word, else character."""
     before = min(position, _SEARCH_BYTES)
     with open_regular(path, "text file") as file:
         file.seek(position - before)
@@ -165,15 +181,6 @@ def encode_corpus(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> dict[st
         )
         files[name] = dataclasses.replace(written, bytes=count.bytes, words=count.words)
     return files
-
-
-def open_split(run: Path, facts: dict[str, Any], split: str) -> Ids:
-    """The token ids of a run's split, by what its checkpoint says of it.
-
-    Raises:
-        UnusableFileError: the file is missing, or is not the one that was written.
-    """
-    return TokenFile(**facts["corpus"]["splits"][split]).open(token_path(run / TOKENS, split))
 
 
 def token_path(folder: Path, split: str) -> Path:

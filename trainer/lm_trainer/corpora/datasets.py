@@ -1,6 +1,6 @@
-"""Well-known corpora: where they are to be had, fetched with a checksum by pooch.
+"""Well-known corpora: their addresses and checksums; pooch downloads them.
 
-What a person has put into the folder is used and not fetched again.
+Files that a person has put into the folder are used and not downloaded.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ class Download:
     """One file of a corpus."""
 
     name: str
-    """What it is called in the corpus's folder."""
+    """Its name in the corpus's folder."""
     url: str
-    """Where it is fetched from."""
+    """Its address."""
     digest: str
-    """``algorithm:hexadecimal``, of what is fetched."""
+    """``algorithm:hexadecimal``, of what is downloaded."""
     members: tuple[tuple[str, str], ...] = ()
-    """For an archive: what is taken out, and its name in the corpus's folder."""
+    """Of an archive: the members that are needed, each with its name in the corpus's folder."""
 
     @property
     def results(self) -> tuple[str, ...]:
-        """The names of the files that it gives."""
+        """The names of the texts that it gives."""
         return tuple(name for _, name in self.members) or (self.name,)
 
 
@@ -69,11 +69,11 @@ DATASETS: dict[str, tuple[Download, ...]] = {
         ),
     ),
 }
-"""The corpora by name."""
+"""The downloads of each corpus."""
 
 
 def fetch(name: str, data: Path) -> Path:
-    """Make sure that the corpus is in ``data/name``.
+    """Download the corpus to ``data/name``, unless it is there.
 
     Returns:
         the folder, or the one text file where the corpus is not split.

@@ -26,9 +26,8 @@ _TEST_PERCENT = 6
 def write_pydocs(data: Path) -> Path:
     """Write ``train.txt``, ``valid.txt`` and ``test.txt`` into a folder of ``data`` and return it.
 
-    A topic or module goes into a split by a hash of its name, whatever its place; a line that came
-    before, in any split, is dropped. The folder's name has the interpreter's version, on which the
-    text depends.
+    A hash of its name decides in which split a topic or module is; a line that stood earlier, in any split,
+    is dropped. The folder's name has the interpreter's version, on which the text depends.
 
     Raises:
         OSError: ``data`` cannot be written.
@@ -62,7 +61,7 @@ def _topics() -> Iterator[tuple[str, str]]:
     """The manual's topics, as ``help('topics')`` lists them."""
     try:
         topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
-    except ImportError:  # some distributions package it apart; the docstrings remain
+    except Exception:  # some distributions package it apart; the docstrings remain
         return
     for name, text in topics.items():
         yield f"topic {name}", text
@@ -83,9 +82,9 @@ def _docstrings() -> Iterator[tuple[str, str]]:
 def _docstrings_of_source(path: Path) -> Iterator[str]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # old sources have escapes that newer parsers warn of
+            warnings.simplefilter("ignore")  # newer parsers warn of escapes in old sources
             tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError, OSError):
+    except Exception:  # a source that this interpreter cannot read; the others remain
         return
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):

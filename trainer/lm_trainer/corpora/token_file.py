@@ -1,17 +1,15 @@
 """Token ids of a corpus on disk, so that a text larger than memory trains.
 
-A split is one file of little-endian integers, memory-mapped; ``tokens.json`` beside them says what
-they are. Knows nothing about how a text is cut into tokens.
+A split is one file of little-endian integers, memory-mapped; the run's checkpoints say what it is. Knows
+nothing about how a text is cut into tokens.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +18,9 @@ from lm_runtime.files import UnusableFileError, open_regular, write_whole
 from lm_runtime.scoring.score import Score
 
 Ids = NDArray[np.uint16] | NDArray[np.uint32]
+"""The token ids of a text, ``(tokens,)``."""
+
+_TYPES = ("uint16", "uint32")
 
 
 @dataclass(frozen=True)
@@ -27,17 +28,23 @@ class TokenFile:
     """One split of a corpus as token ids."""
 
     tokens: int
-    """How many."""
+    """The number of tokens."""
     unknown: int
-    """How many of them are ``<unk>``."""
+    """The number of ``<unk>`` among them."""
     bytes: int
     """The text's length in UTF-8."""
     words: int
-    """Its words between white space, and one for each line's end."""
+    """The text's words between white space, and one for each line's end."""
     dtype: str
     """``uint16`` or ``uint32``."""
     sha256: str
     """Of the file."""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in _TYPES:
+            raise ValueError(f"dtype must be {' or '.join(_TYPES)}, got {self.dtype}")
+        if min(self.tokens, self.unknown, self.bytes, self.words) < 0:
+            raise ValueError("a text cannot have a negative length")
 
     def open(self, path: Path, *, verify: bool = True) -> Ids:
         """The ids ``(tokens,)``, memory-mapped, read-only.
@@ -51,23 +58,22 @@ class TokenFile:
                     raise UnusableFileError(path, "changed since the run began")
                 if not self.tokens:
                     return np.empty(0, dtype=self.dtype)
-                return np.memmap(file, dtype=np.dtype(self.dtype).newbyteorder("<"), mode="r")
+                dtype = np.dtype(self.dtype).newbyteorder("<")
+                return np.memmap(file, dtype=dtype, mode="r", shape=self.tokens)
         except FileNotFoundError:
             raise UnusableFileError(path, "missing; the run cannot go on without it") from None
-
-    def to_dict(self) -> dict[str, int | str]:
-        """Plain values, for a checkpoint."""
-        return dataclasses.asdict(self)
+        except ValueError:
+            raise UnusableFileError(path, f"does not hold {self.tokens:,} tokens") from None
 
 
-def split_figures(loss: float, split: dict[str, Any]) -> dict[str, float]:
-    """A split's loss (nats a token) in the units of :class:`lm_runtime.scoring.score.Score`.
+def split_figures(loss: float, split: TokenFile) -> dict[str, float | None]:
+    """A split's loss in the units of :class:`lm_runtime.scoring.score.Score`.
 
     Args:
-        loss: the mean over the split's tokens.
-        split: what :meth:`TokenFile.to_dict` gave.
+        loss: the mean over the split's tokens, nats.
+        split: its lengths.
     """
-    score = Score(-loss * split["tokens"], *(split[name] for name in ("tokens", "unknown", "bytes", "words")))
+    score = Score(-loss * split.tokens, split.tokens, split.unknown, split.bytes, split.words)
     return {
         "perplexity": score.perplexity,
         "perplexity_per_word": score.perplexity_per_word,
@@ -80,9 +86,9 @@ def split_figures(loss: float, split: dict[str, Any]) -> dict[str, float]:
 def write_token_file(
     path: Path, parts: Iterable[NDArray[np.int64]], *, vocab_size: int, unk_id: int | None
 ) -> TokenFile:
-    """Write the ids ``parts`` to ``path``, whole or not at all, in bounded memory.
+    """Write the ids ``parts`` to ``path``, atomically and in bounded memory.
 
-    The counts of bytes and words are those of the text and are left at 0 here.
+    The numbers of bytes and words are the text's, and are 0 here.
     """
     dtype = "uint16" if vocab_size <= 1 << 16 else "uint32"
     digest = hashlib.sha256()

@@ -37,7 +37,7 @@ def make_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
             return Tokenizer.from_file(Path(path))
         case other:
             raise ValueError(f"tokenizer must be word, char, bpe or a tokenizer.json, got {other}")
-    # For other readers of the file: they find the end of a line as this project writes it.
+    # For other readers of the file, who then end lines as this project does.
     engine.post_processor = processors.TemplateProcessing(
         single=f"$A {EOS}", special_tokens=[(EOS, engine.token_to_id(EOS))]
     )
@@ -47,11 +47,11 @@ def make_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
 def _closed_vocabulary(
     pre_tokenizer: pre_tokenizers.PreTokenizer, config: TokenizerConfig, texts: Iterable[str]
 ) -> Engine:
-    """``<eos>``, ``<unk>``, then what ``pre_tokenizer`` cuts, the most frequent first."""
+    """``<eos>``, ``<unk>``, then the parts that ``pre_tokenizer`` makes, the most frequent first."""
     counter = Engine(models.WordLevel(unk_token=UNK))
     counter.pre_tokenizer = pre_tokenizer
-    # The library's trainer leaves holes in the ids where a text spells a special token's name,
-    # as the Penn Treebank does with <unk>. So it counts without them, and they are set in front.
+    # The library's trainer leaves gaps in the ids where a text has a special token's name, as the Penn
+    # Treebank has <unk>. So it counts without them, and they are put before the others.
     counter.train_from_iterator(
         texts,
         trainers.WordLevelTrainer(

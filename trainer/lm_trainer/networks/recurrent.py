@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 from lm_runtime.bundle import recurrent_states
 from lm_trainer.config import ModelConfig
-from lm_trainer.networks.base import QUIET, LanguageModel, Noise, TorchState
+from lm_trainer.families import Implementation
+from lm_trainer.networks.base import LanguageModel, TorchState
+from lm_trainer.networks.dropout import NO_DROPOUT, Dropout
+from lm_trainer.networks.family import NetworkFamily
 from lm_trainer.networks.scan import scan_layer
 
 
@@ -26,27 +29,17 @@ class Cell:
     """torch's layer."""
     states: tuple[str, ...]
     """Its state's tensors."""
-    onnx_gates: tuple[int, ...]
-    """ONNX's order of the gates, each by its place in torch's."""
-    onnx_attributes: dict[str, int] = field(default_factory=dict)
-    """What makes ONNX's operator compute the same."""
-    onnx_spare_row: bool = False
-    """Whether the graph reads a row more than the batch has, for onnxruntime's sake."""
 
 
 CELLS = {
-    # torch has i, f, g, o; ONNX i, o, f, c.
-    "lstm": Cell("LSTM", nn.LSTM, ("h", "c"), (0, 3, 1, 2)),
-    # torch has r, z, n; ONNX z, r, h. torch multiplies by r behind the product with the hidden weights.
-    "gru": Cell("GRU", nn.GRU, ("h",), (1, 0, 2), {"linear_before_reset": 1}),
-    # onnxruntime's RNN multiplies a single row by another kernel than several, with other last bits: a text
-    # alone would not be what it is in a batch. With a spare row there is never a single one.
-    "rnn": Cell("RNN", nn.RNN, ("h",), (0,), onnx_spare_row=True),
+    "lstm": Cell("LSTM", nn.LSTM, ("h", "c")),
+    "gru": Cell("GRU", nn.GRU, ("h",)),
+    "rnn": Cell("RNN", nn.RNN, ("h",)),
 }
 """The cell of each recurrent family."""
 
-
 _TIED_BOUND = 0.1
+"""Of a scaled tied embedding, as that of Merity et al. 2018."""
 
 
 class RecurrentLM(LanguageModel):
@@ -55,7 +48,7 @@ class RecurrentLM(LanguageModel):
     Each state tensor is ``(layers, batch, hidden)``.
 
     Args:
-        config: the network's measures.
+        config: the network's sizes.
         generator: draws the initial weights (on the CPU).
     """
 
@@ -65,7 +58,7 @@ class RecurrentLM(LanguageModel):
         self.cell = cell
         self.embedding = nn.Embedding(config.vocab_size, config.embedding_dim)
         sizes = [config.embedding_dim] + [config.hidden_size] * config.num_layers
-        # One module a layer: dropout between them is ours, and repeats with its generator.
+        # One module for each layer: dropout between them is ours, and repeats with its generator.
         self.layers = nn.ModuleList(
             cell.module(sizes[layer], sizes[layer + 1]) for layer in range(config.num_layers)
         )
@@ -90,35 +83,36 @@ class RecurrentLM(LanguageModel):
     def scale_weights(self, log_frequencies: Tensor, generator: torch.Generator) -> None:
         """As :meth:`LanguageModel.scale_weights`.
 
-        A tied embedding begins as small as the output layer, and hardly moves the gates of a wide layer: here
-        it begins between -0.1 and 0.1, as that of Merity et al. 2018.
+        torch's tied embedding is as small as the output layer and hardly moves the gates of a wide layer:
+        here it is drawn from -0.1 to 0.1.
         """
         super().scale_weights(log_frequencies, generator)
         if self.config.tied:
             weight = self.embedding.weight
             weight.copy_((2 * torch.rand(weight.shape, generator=generator) - 1) * _TIED_BOUND)
 
-    def read(self, token: Tensor, state: TorchState, noise: Noise = QUIET) -> tuple[Tensor, TorchState]:
+    def read(
+        self, token: Tensor, state: TorchState, dropout: Dropout = NO_DROPOUT
+    ) -> tuple[Tensor, TorchState]:
         """As :meth:`LanguageModel.read`."""
         token = token.t()
-        x = noise.on_words(self.embedding(token), token, self.config.vocab_size)  # (time, batch, embedding)
+        x = dropout.on_words(self.embedding(token), token, self.config.vocab_size)  # (time, batch, embedding)
         after = []
-        # On the CPU torch's layers take far longer for the way back in mixed precision; on CUDA they would be
-        # in float16 whatever is asked for, whose gradients are lost below 6e-8: there they stay in float32,
-        # whose products cuDNN takes from tensor cores (TF32).
+        # In mixed precision torch's own layers are slow in the backward pass on the CPU. On CUDA they would
+        # use float16, which loses gradients below 6e-8: there they stay in float32, with TF32 products.
         scans = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
         for number, layer in enumerate(self.layers):
-            x = noise.on(x, noise.hidden if number else noise.input)
+            x = dropout.on(x, dropout.hidden if number else dropout.input)
             begin = tuple(tensor[number : number + 1] for tensor in state)
-            w_hidden = noise.on_weights(layer.get_parameter("weight_hh_l0"))
+            w_hidden = dropout.on_weights(layer.get_parameter("weight_hh_l0"))
             if scans:
                 x, layer_state = scan_layer(cast(nn.RNNBase, layer), x, begin, w_hidden)
             else:
-                call = _with_weight(layer, w_hidden) if noise.weights else layer
+                call = _with_weight(layer, w_hidden) if dropout.weights else layer
                 with torch.autocast(x.device.type, enabled=False):
                     x, layer_state = read_layer(call, x, begin)
             after.append(layer_state)  # x is now (time, batch, hidden)
-        x = noise.on(self.projection(x), noise.output)
+        x = dropout.on(self.projection(x), dropout.output)
         return x.transpose(0, 1), tuple(map(torch.cat, zip(*after, strict=True)))
 
 
@@ -132,9 +126,12 @@ def _with_weight(layer: nn.Module, w_hidden: Tensor) -> Callable[[Tensor, Any], 
 def read_layer(
     layer: Callable[[Tensor, Any], tuple[Tensor, Any]], x: Tensor, state: TorchState
 ) -> tuple[Tensor, TorchState]:
-    """One layer over x ``(time, batch, input)``, each state tensor ``(1, batch, hidden)``.
+    """Run one layer over x ``(time, batch, input)``; each state tensor is ``(1, batch, hidden)``.
 
-    torch's LSTM takes and gives its state as a tuple, its other layers as the one tensor that it is.
+    torch's LSTM takes and returns its state as a tuple, its other layers as a tensor.
     """
     y, after = layer(x, state if len(state) > 1 else state[0])
     return y, after if isinstance(after, tuple) else (after,)
+
+
+IMPLEMENTATION: Implementation = NetworkFamily(RecurrentLM)

@@ -13,7 +13,10 @@ from torch import Tensor, nn
 
 from lm_runtime.bundle import window_states
 from lm_trainer.config import ModelConfig
-from lm_trainer.networks.base import QUIET, LanguageModel, Noise, TorchState
+from lm_trainer.families import Implementation
+from lm_trainer.networks.base import LanguageModel, TorchState
+from lm_trainer.networks.dropout import NO_DROPOUT, Dropout
+from lm_trainer.networks.family import NetworkFamily
 
 _EMBEDDING_STD = 0.05
 
@@ -21,11 +24,11 @@ _EMBEDDING_STD = 0.05
 class WindowLM(LanguageModel):
     """The embeddings of the last tokens side by side, a tanh layer, output layer.
 
-    The state is :func:`lm_runtime.bundle.window_states`: the tokens in front of the one that is read. It
-    numbers them from 1, and row 0 of the embedding stands for no token yet.
+    The state is :func:`lm_runtime.bundle.window_states`: the tokens before the one that is read, numbered
+    from 1. Row 0 of the embedding stands for no token yet.
 
     Args:
-        config: the network's measures.
+        config: the network's sizes.
         generator: draws the initial weights (on the CPU).
     """
 
@@ -38,18 +41,23 @@ class WindowLM(LanguageModel):
 
     @torch.no_grad()
     def _draw_weights(self, generator: torch.Generator) -> None:
-        """torch's own initial distributions; embeddings small, so that a rare word's says little."""
+        """torch's own initial distributions; embeddings small, so that a rare word's has little effect."""
         self.embedding.weight.normal_(std=_EMBEDDING_STD, generator=generator)
         for layer in (self.hidden, self.head):
             bound = 1 / math.sqrt(layer.in_features)
             layer.weight.uniform_(-bound, bound, generator=generator)
             layer.bias.uniform_(-bound, bound, generator=generator)
 
-    def read(self, token: Tensor, state: TorchState, noise: Noise = QUIET) -> tuple[Tensor, TorchState]:
+    def read(
+        self, token: Tensor, state: TorchState, dropout: Dropout = NO_DROPOUT
+    ) -> tuple[Tensor, TorchState]:
         """As :meth:`LanguageModel.read`."""
         read = torch.cat([state[0], token + 1], dim=1)  # (batch, window - 1 + time)
         windows = read.unfold(1, self.config.window, 1)  # (batch, time, window)
-        x = noise.on_words(self.embedding(windows), windows, self.embedding.num_embeddings).flatten(2)
+        x = dropout.on_words(self.embedding(windows), windows, self.embedding.num_embeddings).flatten(2)
         # now (batch, time, window * embedding)
-        x = torch.tanh(self.hidden(noise.on(x, noise.input)))  # (batch, time, hidden)
-        return noise.on(x, noise.output), (read[:, 1 - self.config.window :],)
+        x = torch.tanh(self.hidden(dropout.on(x, dropout.input)))  # (batch, time, hidden)
+        return dropout.on(x, dropout.output), (read[:, 1 - self.config.window :],)
+
+
+IMPLEMENTATION: Implementation = NetworkFamily(WindowLM)

@@ -1,93 +1,82 @@
-"""An n-gram model's run: the counterpart of :mod:`lm_trainer.training.loop`, in one step.
-
-Knows nothing about corpora.
-"""
+"""An n-gram model's run: one estimate. Knows nothing about corpora."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from pathlib import Path
-from typing import Any
 
-import torch
-
-from lm_runtime.models.ngram_tables import NgramTables
+from lm_runtime.commands import file_size
 from lm_runtime.scoring.score import perplexity
-from lm_trainer.config import BEST, LAST, ModelConfig
-from lm_trainer.corpora.token_file import Ids
-from lm_trainer.networks.registry import text_loss, weights_of
 from lm_trainer.ngram.estimation import estimate
-from lm_trainer.reports.metrics import MetricsLog
-from lm_trainer.run.checkpoint import save_checkpoint
-from lm_trainer.training.loop import InterruptedRunError, Progress, Report
+from lm_trainer.ngram.model import NgramLM
+from lm_trainer.training.job import Job
+from lm_trainer.training.memory import peak_memory
+from lm_trainer.training.progress import InterruptedRunError, Observer
+from lm_trainer.training.snapshot import Progress, Snapshot
+
+_NGRAM_BYTES = 14
+_TOKEN_BYTES = 70
+"""The bounds of :func:`lm_trainer.ngram.estimation.estimate`."""
 
 
 class NgramTrainer:
-    """Counts the training text and keeps the tables; there is nothing between the beginning and the end.
+    """Estimates the tables; there is nothing between the beginning and the end.
 
     Args:
-        run: the run's folder.
-        config: the order and the vocabulary.
-        train: token ids of the training text.
-        valid: token ids of the validation text.
-        eos_id: a line's end, and what both texts' first tokens are predicted from.
-        facts: what each checkpoint holds beside the tables.
-        metrics: where the record goes.
+        job: the texts, the order, and where everything goes.
     """
 
     epochs = total_steps = 1
 
-    def __init__(
-        self,
-        run: Path,
-        config: ModelConfig,
-        *,
-        train: Ids,
-        valid: Ids,
-        eos_id: int,
-        facts: dict[str, Any],
-        metrics: MetricsLog,
-    ) -> None:
+    def __init__(self, job: Job) -> None:
         self.progress = Progress()
-        self.config = config
-        self.tokens_per_step = train.size
-        self._run = run
-        self._train = train
-        self._valid = valid
-        self._eos_id = eos_id
-        self._facts = facts
-        self.metrics = metrics
+        self.metrics = job.metrics
         """Where the record goes."""
-        self._tables: NgramTables | None = None
+        self.tokens_per_step = job.train.size
+        self._job = job
+        self._model: NgramLM | None = None
 
-    def resume(self, content: dict[str, Any]) -> None:
-        """Take up the state of a checkpoint."""
-        self.progress = Progress(**content["progress"])
-        self.metrics.truncate(content["metrics_bytes"])
+    def resume(self, snapshot: Snapshot) -> None:
+        """Go on from ``snapshot``."""
+        self.progress = dataclasses.replace(snapshot.progress)
+        self.metrics.truncate(snapshot.metrics_bytes)
 
     def save(self) -> None:
         """Write the checkpoint for resuming."""
-        self._save(LAST)
+        self._save()
+
+    def describe(self) -> str:
+        """As :meth:`lm_trainer.families.ModelTrainer.describe`."""
+        return str(self._job.model_config)
+
+    def forecast(self, setup_seconds: float) -> dict[str, str]:
+        """As :meth:`lm_trainer.families.ModelTrainer.forecast`; the memory is a bound."""
+        tokens, config = self.tokens_per_step, self._job.model_config
+        ngrams = sum(min(config.vocab_size**length, tokens) for length in range(1, config.order + 1))
+        memory = peak_memory() + _NGRAM_BYTES * ngrams + _TOKEN_BYTES * tokens
+        return {
+            "tokens": f"{tokens:,}",
+            "order": f"{config.order}",
+            "peak memory": f"at most about {file_size(memory)}",
+        }
 
     @property
     def complete(self) -> bool:
-        """Whether the text is counted."""
+        """Whether the tables are estimated."""
         return self.progress.epoch == 1
 
-    def train(self, report: Report) -> None:
-        """Count, and measure on the validation text.
+    def train(self, observer: Observer) -> None:
+        """Estimate the tables, and score the validation text.
 
         Raises:
             InterruptedRunError: Ctrl-C; the checkpoint of the beginning is there.
             OSError: a file could not be written.
         """
-        begun = time.perf_counter()
+        job, begun = self._job, time.perf_counter()
         try:
-            self._tables = estimate(
-                self._train, self.config.vocab_size, self._eos_id, order=self.config.order
-            )
-            loss = text_loss(self._tables, self._valid, self._eos_id) / self._valid.size
+            config = job.model_config
+            self._model = NgramLM.of(estimate(job.train, config.vocab_size, job.eos_id, order=config.order))
+            loss = self._model.text_loss(job.valid, job.eos_id) / job.valid.size
         except KeyboardInterrupt:
             raise InterruptedRunError from None
         seconds = time.perf_counter() - begun
@@ -103,22 +92,12 @@ class NgramTrainer:
             "best": True,
             "seconds": round(seconds, 3),
         }
-        report.step(self.progress)
+        observer.step(self.progress)
         self.metrics.append(record)
-        self._save(BEST)
-        self._save(LAST)
-        report.epoch(record)
+        self._save(best=True)
+        self._save()
+        observer.epoch(record)
 
-    def _save(self, name: str) -> None:
-        content = {
-            **self._facts,
-            "training_config": {},
-            "model_config": dataclasses.asdict(self.config),
-            "model": {} if self._tables is None else weights_of(self._tables),
-            "optimizer": {},
-            "generator": torch.empty(0, dtype=torch.uint8),
-            "hidden": [],
-            "progress": dataclasses.asdict(self.progress),
-            "metrics_bytes": self.metrics.size,
-        }
-        save_checkpoint(self._run / name, content)
+    def _save(self, *, best: bool = False) -> None:
+        weights = None if self._model is None else self._model.weights()
+        self._job.store.save(Snapshot(self.progress, self.metrics.size, weights), best=best)

@@ -1,4 +1,4 @@
-"""What a model has to beat, or begins from: the unigram distribution over its vocabulary."""
+"""The unigram distribution over the vocabulary, which a model has to beat, and may begin from."""
 
 from __future__ import annotations
 

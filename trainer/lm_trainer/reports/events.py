@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import textwrap
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from lm_runtime.commands import note
 from lm_runtime.files import UnusableFileError
-from lm_trainer.reports.metrics import EVENTS, METRICS, read_metrics
+from lm_trainer.reports.metrics import read_metrics
+from lm_trainer.run.folder import EVENTS, METRICS
 
 _TAGS = {
     "loss": "loss/train",
@@ -26,49 +30,69 @@ _TAGS = {
 
 
 class EventLog:
-    """Writes to the run's folder of events: at first those of the metrics so far, in place of what is there.
+    """Writes event files into the run's folder; what goes wrong ends them with a note, not the run.
+
+    It begins with the metrics so far, in place of the event files that are there.
 
     Args:
         run: its folder.
-        seconds: that it has taken so far.
+        seconds: the time that it has taken so far.
     """
 
     def __init__(self, run: Path, seconds: float) -> None:
-        earlier = []
-        if (run / EVENTS).is_symlink():  # which leads to a folder of others, whose events would be removed
-            raise UnusableFileError(run / EVENTS, "a link, where the run's own folder is needed")
-        if (run / METRICS).exists():
-            earlier = read_metrics(run)
-            for path in (run / EVENTS).glob("events.out.tfevents.*"):
-                path.unlink()
-        self._writer = SummaryWriter(str(run / EVENTS))
+        self._folder = run / EVENTS
+        if self._folder.is_symlink():  # to a folder of others, whose events would be removed
+            raise UnusableFileError(self._folder, "a link, where the run's own folder is needed")
+        self._writer: SummaryWriter | None = None
         self._before = {"step": 0, "seconds": 0.0}
         self._begun = time.time() - seconds
-        for record in earlier:
-            self._add(record)
-        self._writer.flush()
+        has_earlier = (run / METRICS).exists()
+        earlier = read_metrics(run) if has_earlier else []
+        with self._trying():
+            if has_earlier:
+                for path in self._folder.glob("events.out.tfevents.*"):
+                    path.unlink()
+            self._writer = SummaryWriter(str(self._folder))
+            for record in earlier:
+                self._add(self._writer, record)
+            self._writer.flush()
 
     def append(self, record: dict[str, Any]) -> None:
         """Write one record of the metrics; it is in the file when this returns."""
-        self._add(record)
-        self._writer.flush()
+        with self._trying():
+            if self._writer:
+                self._add(self._writer, record)
+                self._writer.flush()
 
-    def _add(self, record: dict[str, Any]) -> None:
+    def add_sample(self, text: str, step: int) -> None:
+        """Write the sample as it stands, not as the Markdown that TensorBoard takes texts for."""
+        with self._trying():
+            if self._writer:
+                self._writer.add_text("sample", textwrap.indent(text, "    "), step)
+
+    def close(self) -> None:
+        """Write what is left, and close the file."""
+        with self._trying():
+            if self._writer:
+                self._writer.close()
+
+    def _add(self, writer: SummaryWriter, record: dict[str, Any]) -> None:
         """Add a record at the time at which it was, were there no pauses in the run."""
         step, before, wall = record["step"], self._before, self._begun + record["seconds"]
         for name, tag in _TAGS.items():
             if name in record:
-                self._writer.add_scalar(tag, record[name], step, wall)
+                writer.add_scalar(tag, record[name], step, wall)
         if "tokens" in record and (seconds := record["seconds"] - before["seconds"]) > 0:
             per_step = record["tokens"] / step
             rate = (step - before["step"]) * per_step / seconds
-            self._writer.add_scalar("tokens_per_second", rate, step, wall)
+            writer.add_scalar("tokens_per_second", rate, step, wall)
         self._before = record
 
-    def add_sample(self, text: str, step: int) -> None:
-        """Write the sample as it stands, not as the Markdown that TensorBoard takes texts for."""
-        self._writer.add_text("sample", textwrap.indent(text, "    "), step)
-
-    def close(self) -> None:
-        """Write what is left, and close the file."""
-        self._writer.close()
+    @contextmanager
+    def _trying(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self._writer = None
+            reason = " ".join(str(error).split())[:160] or type(error).__name__
+            note(f"note: {self._folder} has no events from here on ({reason})")

@@ -1,8 +1,9 @@
-"""A finished run as one page, ``report.html``: it needs no other file, no script and no network."""
+"""A complete run as one page, ``report.html``: it needs no other file, no script and no network."""
 
 from __future__ import annotations
 
 import base64
+import dataclasses
 import html
 import io
 from collections.abc import Iterable
@@ -10,12 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from lm_runtime.files import write_whole
-from lm_trainer.config import ModelConfig
 from lm_trainer.families import FAMILIES
-from lm_trainer.reports.metrics import CURVE, draw_rates, read_metrics
-from lm_trainer.run.checkpoint import training_settings
-
-REPORT = "report.html"
+from lm_trainer.reports.pictures import draw_rates
+from lm_trainer.run.records import Checkpoint
 
 _ALLOWED = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _STYLE = """
@@ -27,30 +25,42 @@ pre { background: #f5f5f5; padding: 1em; white-space: pre-wrap; overflow-wrap: a
 """
 
 
-def write_report(run: Path, summary: dict[str, Any], content: dict[str, Any], sample: str) -> Path:
+def write_page(
+    path: Path,
+    summary: dict[str, Any],
+    last: Checkpoint,
+    records: list[dict[str, Any]],
+    curve: Path,
+    sample: str,
+) -> None:
     """Write the page of a run.
 
     Args:
-        run: its folder, with the metrics and the picture of the perplexity.
+        path: the page.
         summary: the content of ``summary.json``.
-        content: the last checkpoint.
+        last: the last checkpoint.
+        records: the metrics.
+        curve: the picture of the perplexity, if it could be drawn.
         sample: a text of the best model.
     """
-    config = ModelConfig(**content["model_config"])
-    title = f"{config} on {summary['corpus']}"
+    title = f"{last.model_config} on {summary['corpus']}"
     pictures = ""
-    records = read_metrics(run)
-    if any(record["event"] == "step" for record in records):
+    if any(record["event"] == "step" for record in records) and curve.exists():
         rates = io.BytesIO()
         draw_rates(records, rates)
         pictures = (
             "<h2>The course of the training</h2>\n"
-            + _picture("perplexity over the steps", (run / CURVE).read_bytes())
+            + _picture("perplexity over the steps", curve.read_bytes())
             + _picture("learning rate over the steps", rates.getvalue())
         )
-    settings = {**content["tokenizer_config"], **content["model_config"], **training_settings(content)}
-    if "init" in content:
-        settings["init"] = content["init"]["path"]
+    facts = last.facts
+    settings = {
+        **dataclasses.asdict(facts.tokenizer_config),
+        **dataclasses.asdict(last.model_config),
+        **last.recipe,
+    }
+    if facts.init:
+        settings["init"] = facts.init.path
     page = f"""<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -59,7 +69,7 @@ def write_report(run: Path, summary: dict[str, Any], content: dict[str, Any], sa
 <title>{_escape(title)}</title>
 <style>{_STYLE}</style>
 <h1>{_escape(title)}</h1>
-{_table(_what(config, summary, content))}
+{_table(_facts(summary, last))}
 <h2>Perplexity</h2>
 {_table(_figures(summary))}
 {pictures}
@@ -69,30 +79,26 @@ def write_report(run: Path, summary: dict[str, Any], content: dict[str, Any], sa
 {_table(settings.items())}
 </html>
 """
-    path = run / REPORT
     with write_whole(path) as file:
         file.write(page.encode("utf-8", "replace"))  # a file's name may be no text
-    return path
 
 
-def _what(
-    config: ModelConfig, summary: dict[str, Any], content: dict[str, Any]
-) -> Iterable[tuple[object, ...]]:
-    splits, progress, recipe = (content["corpus"]["splits"], content["progress"], content["training_config"])
+def _facts(summary: dict[str, Any], last: Checkpoint) -> Iterable[tuple[object, ...]]:
+    config, facts, progress, recipe = last.model_config, last.facts, last.progress, last.training_config
     yield "model", FAMILIES[config.model_type].description
     yield "parameters", f"{summary['parameters']:,}"
-    yield "vocabulary", f"{config.vocab_size:,} tokens ({content['tokenizer_config']['tokenizer']})"
-    yield "corpus", content["corpus"]["argument"]
-    for name, split in splits.items():
-        yield name, f"{split['tokens']:,} tokens, {split['words']:,} words, {split['bytes']:,} bytes"
+    yield "vocabulary", f"{config.vocab_size:,} tokens ({facts.tokenizer_config.tokenizer})"
+    yield "corpus", facts.corpus.argument
+    for name, split in facts.corpus.splits.items():
+        yield name, f"{split.tokens:,} tokens, {split.words:,} words, {split.bytes:,} bytes"
     early = ", stopped early: validation no longer improved" if summary["stopped_early"] else ""
     yield "epochs", f"{summary['epochs']}, best after {summary['best_epoch']}{early}"
-    trained = splits["train"]["tokens"]
+    trained = facts.corpus.splits["train"].tokens
     if recipe:
-        trained = progress["step"] * recipe["batch_size"] * recipe["seq_len"]
-        yield "steps", f"{progress['step']:,}"
-    yield "time", f"{progress['seconds']:,.1f} s on {content['device']}, {content['threads']} threads"
-    yield "speed", f"{trained / progress['seconds']:,.0f} tokens a second, validation included"
+        trained = progress.step * recipe.batch_size * recipe.seq_len
+        yield "steps", f"{progress.step:,}"
+    yield "time", f"{progress.seconds:,.1f} s on {facts.device}, {facts.threads} threads"
+    yield "speed", f"{trained / progress.seconds:,.0f} tokens a second, validation included"
 
 
 def _figures(summary: dict[str, Any]) -> Iterable[tuple[object, ...]]:
@@ -102,7 +108,8 @@ def _figures(summary: dict[str, Any]) -> Iterable[tuple[object, ...]]:
             yield (
                 split,
                 f"{figures['perplexity']:,.2f}",
-                f"{figures['perplexity_per_word']:,.1f}",
+                # None for a text without word breaks.
+                "" if (a_word := figures["perplexity_per_word"]) is None else f"{a_word:,.1f}",
                 f"{figures['bits_per_byte']:.3f}",
                 f"{figures['tokens']:,}",
                 f"{figures['unknown']:,}",

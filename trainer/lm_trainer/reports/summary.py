@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from lm_runtime.commands import note
 from lm_runtime.files import UnusableFileError, read_text_file, write_text
 from lm_runtime.generation.generate import generate
 from lm_runtime.sampling.params import SamplingParams
-from lm_trainer.config import BEST, LAST
-from lm_trainer.corpora.corpus import open_split
+from lm_runtime.tokenizer import Tokenizer
 from lm_trainer.corpora.token_file import split_figures
-from lm_trainer.networks.base import LanguageModel
-from lm_trainer.networks.registry import parameter_count, step_model, text_loss
+from lm_trainer.families import Model
 from lm_trainer.reports.baselines import unigram_perplexity
-from lm_trainer.reports.metrics import draw_curve
-from lm_trainer.reports.page import write_report
+from lm_trainer.reports.metrics import read_metrics
+from lm_trainer.reports.page import write_page
+from lm_trainer.reports.pictures import draw_curve
 from lm_trainer.run.checkpoint import load_checkpoint, restore_model
-
-SAMPLE = "sample.txt"
-SUMMARY = "summary.json"
+from lm_trainer.run.folder import BEST, CURVE, LAST, REPORT, SAMPLE, SUMMARY, TOKEN_FILES
+from lm_trainer.run.records import Checkpoint
 
 
 def read_summary(run: Path) -> dict[str, Any] | None:
@@ -49,38 +49,50 @@ def finish(run: Path, device: torch.device, sample_tokens: int) -> dict[str, Any
     Returns:
         the content of ``summary.json``, which is written last.
     """
-    path = run / BEST
-    content = load_checkpoint(path)
-    model, tokenizer = restore_model(path, content)
-    if isinstance(model, LanguageModel):
-        model.to(device)
-    splits = content["corpus"]["splits"]
-    end = load_checkpoint(run / LAST)
-    best, last = content["progress"], end["progress"]
-    baselines = {
-        "uniform": float(tokenizer.vocab_size),
-        "unigram": unigram_perplexity(
-            open_split(run, content, "train"), open_split(run, content, "valid"), tokenizer.vocab_size
-        ),
-    }
-    summary = {
-        "corpus": content["corpus"]["name"],
-        "parameters": parameter_count(model),
-        "epochs": last["epoch"],
-        "best_epoch": best["best_epoch"],
-        "stopped_early": last["epoch"] < end["training_config"].get("epochs", 1),
-        "seconds": round(last["seconds"], 1),
-        "baselines": baselines,
-        "valid": split_figures(best["valid_loss"], splits["valid"]),
-    }
-    if "test" in splits and splits["test"]["tokens"]:
-        loss = text_loss(model, open_split(run, content, "test"), tokenizer.eos_id)
-        summary["test"] = split_figures(loss / splits["test"]["tokens"], splits["test"])
-    draw_curve(run, baselines)
+    best, last = load_checkpoint(run / BEST), load_checkpoint(run / LAST)
+    model, tokenizer = restore_model(best)
+    model.to(device)
+    summary = _figures(run, model, tokenizer, best, last)
     params = SamplingParams(max_tokens=sample_tokens)
-    seed = content["training_config"].get("seed", 0)
-    sample = "".join(generate(step_model(model, tokenizer), "", params, seed=seed)) + "\n"
+    seed = best.training_config.seed if best.training_config else 0
+    sample = "".join(generate(model.step_model(tokenizer), "", params, seed=seed)) + "\n"
     write_text(run / SAMPLE, sample)
-    write_report(run, summary, end, sample)
+    records = read_metrics(run)
+    _try("picture", run / CURVE, lambda path: draw_curve(records, summary["baselines"], path))
+    _try("page", run / REPORT, lambda path: write_page(path, summary, last, records, run / CURVE, sample))
     write_text(run / SUMMARY, json.dumps(summary, indent=2) + "\n")
     return summary
+
+
+def _figures(
+    run: Path, model: Model, tokenizer: Tokenizer, best: Checkpoint, last: Checkpoint
+) -> dict[str, Any]:
+    corpus, recipe = best.facts.corpus, last.training_config
+    train, valid = (corpus.open(run / TOKEN_FILES, split) for split in ("train", "valid"))
+    summary = {
+        "corpus": corpus.name,
+        "parameters": model.parameter_count(),
+        "epochs": last.progress.epoch,
+        "best_epoch": best.progress.best_epoch,
+        "stopped_early": recipe is not None and last.progress.epoch < recipe.epochs,
+        "seconds": round(last.progress.seconds, 1),
+        "baselines": {
+            "uniform": float(tokenizer.vocab_size),
+            "unigram": unigram_perplexity(train, valid, tokenizer.vocab_size),
+        },
+        "valid": split_figures(best.progress.valid_loss, corpus.splits["valid"]),
+    }
+    test = corpus.splits.get("test")
+    if test and test.tokens:
+        loss = model.text_loss(corpus.open(run / TOKEN_FILES, "test"), tokenizer.eos_id)
+        summary["test"] = split_figures(loss / test.tokens, test)
+    return summary
+
+
+def _try(kind: str, path: Path, write: Callable[[Path], None]) -> None:
+    """Write what is only shown: whatever goes wrong there, the run is complete without it."""
+    try:
+        write(path)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        note(f"note: the {kind} {path} could not be made ({reason})")

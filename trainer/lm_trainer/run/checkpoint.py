@@ -1,6 +1,8 @@
-"""Checkpoints: plain dictionaries of tensors, numbers and strings, written whole or not at all.
+"""Checkpoints: the records that a run goes on from, in one file, written atomically.
 
-Loading one executes nothing: ``torch.load(weights_only=True)``.
+The file holds plain dictionaries of tensors, numbers and strings. Reading one executes nothing
+(``torch.load(weights_only=True)``), checks every value and each tensor's checksum, and raises nothing but
+:class:`UnusableFileError` for what is wrong with the file.
 """
 
 from __future__ import annotations
@@ -8,35 +10,77 @@ from __future__ import annotations
 import pickle
 import zipfile
 import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from lm_runtime.commands import machine_fault
 from lm_runtime.files import UnusableFileError, open_regular, write_whole
 from lm_runtime.tokenizer import Tokenizer
-from lm_trainer.config import BEST, LAST, ModelConfig
-from lm_trainer.networks.registry import Model, restore
+from lm_trainer.config import ModelConfig, TrainingConfig
+from lm_trainer.families import Model, implementation
+from lm_trainer.run.content import from_content, to_content
+from lm_trainer.run.folder import BEST, LAST
+from lm_trainer.run.records import Checkpoint, RunFacts
+from lm_trainer.training.snapshot import Snapshot
 
 FORMAT = "steplm checkpoint"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Version 1 had no checksums, and empty values where version 2 has none."""
+_VERSIONS = (1, FORMAT_VERSION)
+
+_FOLDER = 0x10
+"""The attribute of a folder in an archive's directory."""
 
 
-def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write ``content`` (tensors, numbers, strings, and dictionaries and lists of them) to ``path``.
+class CheckpointStore:
+    """Keeps a run's snapshots as the two checkpoints of its folder.
+
+    Args:
+        run: the folder.
+        facts: what stays the same over the run.
+        model_config: the model's sizes.
+        training_config: the recipe.
+    """
+
+    def __init__(
+        self, run: Path, facts: RunFacts, model_config: ModelConfig, training_config: TrainingConfig | None
+    ) -> None:
+        self._run = run
+        self._of_run = facts, model_config, training_config
+
+    def save(self, snapshot: Snapshot, *, best: bool = False) -> None:
+        """As :meth:`lm_trainer.training.snapshot.Store.save`."""
+        save_checkpoint(Checkpoint(self._run / (BEST if best else LAST), *self._of_run, snapshot))
+
+    @property
+    def kept(self) -> str:
+        """As :attr:`lm_trainer.training.snapshot.Store.kept`."""
+        last = self._run / LAST
+        return str(last) if last.exists() else ""
+
+
+def save_checkpoint(checkpoint: Checkpoint) -> None:
+    """Write ``checkpoint`` to its path.
 
     Raises:
         OSError: the file could not be written; what was there before is untouched.
     """
-    with write_whole(path) as file:
+    content = to_content(checkpoint)
+    checksums = {name: _checksum(tensor) for name, tensor in _tensors(content)}
+    header = {"format": FORMAT, "format_version": FORMAT_VERSION, "checksums": checksums}
+    with write_whole(checkpoint.path) as file:
         try:
-            torch.save({"format": FORMAT, "format_version": FORMAT_VERSION, **content}, file)
+            torch.save({**header, **content}, file)
         except RuntimeError as error:
             # torch's writer hides the reason that the file object gave it.
             reason = error.__cause__ or error.__context__
-            raise (
-                reason if isinstance(reason, OSError) else OSError(f"{path}: could not be written")
-            ) from None
+            unknown = OSError(f"{checkpoint.path}: could not be written")
+            raise (reason if isinstance(reason, OSError) else unknown) from None
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -48,11 +92,11 @@ def is_checkpoint(path: Path) -> bool:
                 for name in archive.namelist()
                 if name.endswith("/data.pkl")
             )
-    except (OSError, UnusableFileError, zipfile.BadZipFile, zlib.error):
+    except Exception:  # whatever zipfile says of a damaged one
         return False
 
 
-def load_checkpoint(path: Path, mapped: bool = True) -> dict[str, Any]:
+def load_checkpoint(path: Path, mapped: bool = True) -> Checkpoint:
     """Read a checkpoint, or a run's folder's best one; its tensors are on the CPU.
 
     Args:
@@ -65,128 +109,126 @@ def load_checkpoint(path: Path, mapped: bool = True) -> dict[str, Any]:
     """
     if path.is_dir():
         path = path / BEST
+    with reading(path, "not a checkpoint, or damaged"):
+        content = _load(path, mapped)
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise UnusableFileError(path, "not a checkpoint of steplm")
+        version = content.get("format_version")
+        if version not in _VERSIONS:
+            known = " and ".join(map(str, _VERSIONS))
+            raise UnusableFileError(
+                path, f"checkpoint format {version}, where this version of steplm reads {known}"
+            )
+    with reading(path, "damaged"):
+        tensors = dict(_tensors(content))
+        for name, tensor in tensors.items():
+            _check_plain(name, tensor)
+        checkpoint = from_content(path, content, version)
+        if version > 1:
+            _check_sums(tensors, content.get("checksums"))
+    return checkpoint
+
+
+@contextmanager
+def reading(path: Path, problem: str) -> Iterator[None]:
+    """Within, whatever is raised because of the file becomes an :class:`UnusableFileError`."""
     try:
-        # torch reads over a changed byte; the archive's checksums do not.
-        if path.exists():
-            open_regular(path, "checkpoint").close()
-            if not zipfile.is_zipfile(path):
-                raise UnusableFileError(path, "not a checkpoint, or damaged")
-            with zipfile.ZipFile(path) as archive:
-                if archive.testzip():
-                    raise UnusableFileError(path, "not a checkpoint, or damaged")
-                stored = all(record.compress_type == zipfile.ZIP_STORED for record in archive.infolist())
-            mapped = mapped and stored  # torch would map what another tool has compressed, too
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        yield
+    except (UnusableFileError, MemoryError):
+        raise
     except FileNotFoundError:
         if path.name == BEST and path.with_name(LAST).exists():
             raise UnusableFileError(
                 path, "missing: an epoch's end writes it; lm-train --resume goes on with the run"
             ) from None
         raise UnusableFileError(path, "no such checkpoint; lm-train makes one") from None
+    except OSError as error:
+        raise UnusableFileError(path, error.strerror or str(error)) from None
     except pickle.UnpicklingError:
         raise UnusableFileError(
             path, "refused: it holds more than tensors, numbers and strings, and loading it could run code"
         ) from None
-    except (
-        RuntimeError,
-        EOFError,
-        ArithmeticError,
-        zlib.error,
-        zipfile.BadZipFile,
-        ValueError,
-        KeyError,
-        AttributeError,
-    ) as error:
-        raise UnusableFileError(
-            path, f"not a checkpoint, or damaged ({str(error).splitlines()[0][:80]})"
-        ) from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UnusableFileError(path, "not a checkpoint of steplm")
-    version = content.get("format_version")
-    if version != FORMAT_VERSION:
-        raise UnusableFileError(
-            path, f"checkpoint format {version}, where this version of steplm reads {FORMAT_VERSION}"
-        )
-    _check_content(path, content)
-    return content
+    except Exception as error:
+        if machine_fault(error):
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UnusableFileError(path, f"{problem}: {reason[:200]}") from None
 
 
-def training_settings(content: dict[str, Any]) -> dict[str, Any]:
-    """The recipe of a checkpoint's training, without what a fine-tuned run had no use for."""
-    unused = ("initial_weights",) if "init" in content else ()
-    return {name: value for name, value in content["training_config"].items() if name not in unused}
+def _load(path: Path, mapped: bool) -> Any:
+    """The content of the file, after the checks of its archive that torch leaves out."""
+    if path.exists():
+        open_regular(path, "checkpoint").close()
+        if not zipfile.is_zipfile(path):
+            raise UnusableFileError(path, "not a checkpoint, or damaged")
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip():
+                raise UnusableFileError(path, "not a checkpoint, or damaged")
+            entries = archive.infolist()
+            # torch reads nothing of an entry that is marked as a folder, and returns what the memory held.
+            if any(entry.external_attr & _FOLDER and not entry.is_dir() for entry in entries):
+                raise UnusableFileError(path, "not a checkpoint, or damaged")
+            stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+        mapped = mapped and stored  # torch would map what another tool has compressed, too
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
 
 
-_CONTENT = {
-    "corpus": dict,
-    "tokenizer": str,
-    "tokenizer_config": dict,
-    "held_out": torch.Tensor,
-    "threads": int,
-    "device": str,
-    "training_config": dict,
-    "model_config": dict,
-    "model": dict,
-    "optimizer": dict,
-    "generator": torch.Tensor,
-    "hidden": list,
-    "progress": dict,
-    "metrics_bytes": int,
-}
-_SPLIT = {"tokens": int, "unknown": int, "bytes": int, "words": int, "dtype": str, "sha256": str}
-_PROGRESS = {"epoch": int, "window": int, "step": int, "seconds": float, "valid_loss": float}
+def _tensors(values: Any, name: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, Tensor]]:
+    """All tensors of a content, each with the names on the way to it; a shared part is visited once."""
+    seen = set() if seen is None else seen
+    if isinstance(values, Tensor):
+        yield name, values
+    elif id(values) not in seen and isinstance(values, Mapping | list | tuple):
+        seen.add(id(values))
+        entries = values.items() if isinstance(values, Mapping) else enumerate(values)
+        for key, value in entries:
+            yield from _tensors(value, f"{name}.{key}" if name else str(key), seen)
 
 
-def _check_content(path: Path, content: dict[str, Any]) -> None:
-    """Refuse a checkpoint that lacks something, or has it in another form."""
-
-    def check(where: str, values: Any, types: dict[str, Any]) -> None:
-        for name, type_ in types.items():
-            if not isinstance(values, dict) or not isinstance(values.get(name), type_):
-                raise UnusableFileError(path, f"damaged: {where}{name} is missing or not what it should be")
-
-    check("", content, _CONTENT)
-    check("progress ", content["progress"], _PROGRESS)
-    check("corpus ", content["corpus"], {"name": str, "argument": str, "splits": dict})
-    if "init" in content:
-        check("init ", content["init"], {"path": str, "sha256": str})
-    for split in ("train", "valid"):
-        check(f"{split} ", content["corpus"]["splits"].get(split), _SPLIT)
-    held_out, size = content["held_out"], content["model_config"].get("vocab_size")
-    if not (
-        held_out.dtype == torch.int64 and held_out.dim() == 1 and held_out.numel() and isinstance(size, int)
-    ):
-        raise UnusableFileError(path, "damaged: the held-out text is empty or not what it should be")
-    if not 0 <= int(held_out.min()) <= int(held_out.max()) < size:
-        raise UnusableFileError(path, "damaged: the held-out text has tokens that are not in the vocabulary")
+def _checksum(tensor: Tensor) -> int:
+    """The CRC-32 of a tensor's bytes."""
+    plain = tensor.detach().cpu().contiguous().flatten()
+    return zlib.crc32(plain.view(torch.uint8).numpy().data) if plain.numel() else 0
 
 
-def restore_config(path: Path, content: dict[str, Any]) -> tuple[ModelConfig, Tokenizer]:
-    """The model's configuration and the tokenizer of a checkpoint.
+def _check_plain(name: str, tensor: Tensor) -> None:
+    """Refuse a tensor that has no values, as on the device ``meta``, or fewer than it has elements."""
+    if tensor.device.type != "cpu" or tensor.layout != torch.strided or not tensor.is_contiguous():
+        raise ValueError(f"{name} is not a plain tensor")
+
+
+def _check_sums(tensors: dict[str, Tensor], checksums: Any) -> None:
+    """Compare all tensors with their checksums: torch does not notice every change of the archive."""
+    if not isinstance(checksums, dict):
+        raise ValueError("it has no checksums")
+    if missing := checksums.keys() - tensors.keys():
+        raise ValueError(f"{min(missing)} is missing")
+    for name, tensor in tensors.items():
+        if checksums.get(name) != _checksum(tensor):
+            raise ValueError(f"{name} has another checksum than when it was written")
+
+
+def restore_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """The tokenizer of a checkpoint.
 
     Raises:
-        UnusableFileError: they do not fit each other.
+        UnusableFileError: it is damaged, or does not fit the model.
     """
-    try:
-        config = ModelConfig(**content["model_config"])
-        tokenizer = Tokenizer(content["tokenizer"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UnusableFileError(path, f"damaged: {str(error).splitlines()[0]}") from None
-    if tokenizer.vocab_size != config.vocab_size:
-        raise UnusableFileError(
-            path, f"damaged: {tokenizer.vocab_size} tokens, where the model has {config.vocab_size}"
-        )
-    return config, tokenizer
+    with reading(checkpoint.path, "damaged"):
+        tokenizer = Tokenizer(checkpoint.facts.tokenizer)
+        expected = checkpoint.model_config.vocab_size
+        if tokenizer.vocab_size != expected:
+            raise ValueError(f"{tokenizer.vocab_size} tokens, where the model has {expected}")
+    return tokenizer
 
 
-def restore_model(path: Path, content: dict[str, Any]) -> tuple[Model, Tokenizer]:
+def restore_model(checkpoint: Checkpoint) -> tuple[Model, Tokenizer]:
     """The model and the tokenizer of a checkpoint.
 
     Raises:
         UnusableFileError: the weights do not fit the configuration.
     """
-    config, tokenizer = restore_config(path, content)
-    try:
-        return restore(config, content["model"]), tokenizer
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise UnusableFileError(path, f"damaged: {str(error).splitlines()[0]}") from None
+    tokenizer = restore_tokenizer(checkpoint)
+    config = checkpoint.model_config
+    with reading(checkpoint.path, "damaged"):
+        return implementation(config.model_type).restore(config, checkpoint.weights), tokenizer

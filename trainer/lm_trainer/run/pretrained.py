@@ -10,22 +10,22 @@ from pathlib import Path
 from torch import Tensor
 
 from lm_runtime.files import UnusableFileError, open_regular
-from lm_runtime.models.ngram_tables import NgramTables
 from lm_runtime.tokenizer import Tokenizer
-from lm_trainer.config import BEST, ModelConfig, Preset, TokenizerConfig
+from lm_trainer.config import ModelConfig, TokenizerConfig
+from lm_trainer.families import FAMILIES
+from lm_trainer.presets import Preset
 from lm_trainer.run.checkpoint import load_checkpoint, restore_model
+from lm_trainer.run.records import Origin
 
 
 @dataclass(frozen=True)
 class Pretrained:
     """A trained network and its vocabulary."""
 
-    path: str
-    """The checkpoint or the run's folder, from the root on."""
-    sha256: str
-    """Of its file."""
+    origin: Origin
+    """The checkpoint."""
     config: ModelConfig
-    """The network's measures."""
+    """The network's sizes."""
     weights: dict[str, Tensor]
     """The network's tensors by their names."""
     tokenizer: Tokenizer
@@ -48,20 +48,21 @@ def read_pretrained(argument: str) -> Pretrained:
     """Read a checkpoint, or a run's folder's best one.
 
     Raises:
-        UnusableFileError: it cannot be used, or holds an n-gram model.
+        UnusableFileError: it cannot be used, or holds a model that cannot be trained further.
     """
-    path = Path(argument)
-    path = path / BEST if path.is_dir() else path
-    content = load_checkpoint(path)
-    model, tokenizer = restore_model(path, content)
-    if isinstance(model, NgramTables):
-        raise UnusableFileError(path, "an n-gram model, which is counted: it cannot be trained further")
+    checkpoint = load_checkpoint(Path(argument))
+    path, config = checkpoint.path, checkpoint.model_config
+    if FAMILIES[config.model_type].is_estimated:
+        raise UnusableFileError(
+            path, f"an {config.model_type} model, which is estimated: it cannot be trained further"
+        )
+    _, tokenizer = restore_model(checkpoint)
     with open_regular(path, "checkpoint") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    try:
-        tokenizer_config = TokenizerConfig(**content["tokenizer_config"])
-    except (TypeError, ValueError) as error:
-        raise UnusableFileError(path, f"damaged: {error}") from None
     return Pretrained(
-        str(Path(argument).resolve()), sha256, model.config, model.state_dict(), tokenizer, tokenizer_config
+        Origin(str(Path(argument).resolve()), sha256),
+        config,
+        checkpoint.weights,
+        tokenizer,
+        checkpoint.facts.tokenizer_config,
     )

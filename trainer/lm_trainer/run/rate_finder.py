@@ -1,7 +1,7 @@
-"""Which learning rate a run could have: the range test of Smith (2017), "Cyclical Learning Rates for Training
-Neural Networks", with a rate that rises exponentially.
+"""Finding a learning rate: the range test of Smith (2017), "Cyclical Learning Rates for Training Neural
+Networks", with a rate that rises exponentially.
 
-Knows nothing about corpora or folders of runs.
+Knows nothing about corpora or a run's folder.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lm_runtime.files import write_whole
-from lm_trainer.reports.metrics import new_picture
+from lm_trainer.reports.pictures import new_picture, save_picture
 from lm_trainer.training.loop import Trainer
 
 LOWEST, HIGHEST = 1e-6, 10.0
+"""The first and the last rate."""
 STEPS = 100
+"""The number of rates."""
 FRACTION = 0.25
+"""The suggested rate, as a fraction of the rate of the lowest loss."""
 _RISE = 4
 _SMOOTHED = 7
 
@@ -44,15 +46,15 @@ def rise(trainer: Trainer) -> Iterator[tuple[float, float]]:
 def suggest(rates: NDArray[np.float64], losses: NDArray[np.float64]) -> float:
     """A quarter of the rate at which the smoothed loss is lowest.
 
-    There the loss is about to rise: the rate is the largest that still trains, of which Smith takes a third
-    or a quarter. The steepest fall of the loss, a common rule too, is where a language model learns how
-    frequent each token is, and was seen to come at a tenth of the best rate.
+    There the loss is about to rise: it is the largest rate that still trains, and Smith takes a third or a
+    quarter of it. Another common rule, the steepest fall of the loss, was seen to give a tenth of the best
+    rate: there a language model learns how frequent each token is.
     """
     return float(rates[smoothed(losses).argmin()]) * FRACTION
 
 
 def smoothed(losses: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Means over seven neighbours, fewer at the ends, so that nothing is moved along the rates."""
+    """Means over seven neighbours, fewer at the ends: nothing moves along the rates."""
     half = _SMOOTHED // 2
     return np.array([losses[max(0, at - half) : at + half + 1].mean() for at in range(losses.size)])
 
@@ -64,5 +66,4 @@ def draw(rates: NDArray[np.float64], losses: NDArray[np.float64], suggestion: fl
     axes.semilogx(rates, smoothed(losses), label="smoothed")
     axes.axvline(suggestion, color="tab:red", linestyle=":", label=f"suggested: {suggestion:.2g}")
     axes.legend()
-    with write_whole(path) as file:
-        figure.savefig(file, format="png", dpi=120)
+    save_picture(figure, path)

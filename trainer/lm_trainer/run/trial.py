@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,26 +12,23 @@ import numpy as np
 import torch
 
 from lm_runtime.commands import note
-from lm_trainer.config import Preset
-from lm_trainer.ngram.training import NgramTrainer
+from lm_runtime.folders import temporary_folder
+from lm_trainer.families import ModelTrainer
+from lm_trainer.presets import Preset
 from lm_trainer.run import rate_finder
-from lm_trainer.run import setup as run
-from lm_trainer.run.dry_run import estimate
 from lm_trainer.run.pretrained import Pretrained
-from lm_trainer.training import progress as terminal
+from lm_trainer.run.setup import start
+from lm_trainer.training import terminal
 from lm_trainer.training.loop import Trainer
-from lm_trainer.training.processes import ALONE
 
 
 @contextmanager
 def _trial(
     corpus: str, recipe: Preset, device: torch.device, pretrained: Pretrained | None
-) -> Iterator[Trainer | NgramTrainer]:
+) -> Iterator[ModelTrainer]:
     """Within, a run that was set up in a temporary folder."""
-    with tempfile.TemporaryDirectory(prefix="lm-train-") as folder:
-        out = Path(folder) / "run"
-        run.start(out, corpus, recipe, device, note, pretrained=pretrained)
-        yield run.resume(out, None, {}, device, math.inf, ALONE, note)
+    with temporary_folder("lm-train-") as folder:
+        yield start(folder / "run", corpus, recipe, device, note, pretrained=pretrained)
 
 
 def dry_run(
@@ -42,18 +37,21 @@ def dry_run(
     """What the run that the arguments describe would take: figures by their names."""
     begun = time.perf_counter()
     with _trial(corpus, recipe, device, pretrained) as trainer:
-        return estimate(trainer, time.perf_counter() - begun)
+        return trainer.forecast(time.perf_counter() - begun)
 
 
 def find_rate(
     picture: Path, corpus: str, recipe: Preset, device: torch.device, pretrained: Pretrained | None
 ) -> float:
-    """A good learning rate for the run that the other arguments describe; a picture shows why."""
+    """A good learning rate for the run that the other arguments describe; a picture shows why.
+
+    Not for families that are estimated: they have no learning rate.
+    """
     with _trial(corpus, recipe, device, pretrained) as trainer:
-        trainer = cast(Trainer, trainer)
+        network_trainer = cast(Trainer, trainer)  # of all families that are not estimated
         with terminal.bar(total=rate_finder.STEPS, unit=" steps") as bar:
             tried = []
-            for lr, loss in rate_finder.rise(trainer):
+            for lr, loss in rate_finder.rise(network_trainer):
                 tried.append((lr, loss))
                 bar.set_postfix_str(f"learning rate {lr:.1e}, loss {loss:.3f}", refresh=False)
                 bar.update()

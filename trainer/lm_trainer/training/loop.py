@@ -2,168 +2,60 @@
 
 The text is cut into ``batch_size`` columns; each window of ``seq_len`` tokens is read from the state that
 the window before left, detached. Everything that the next step depends on is in the checkpoint, so that a
-run that was killed and resumed ends with the same weights, to the bit. Several processes have a part of the
-columns each, and sum their gradients. Knows nothing about corpora.
+run that was killed and resumed ends with the same weights, to the bit. Of several processes each has a share
+of the columns, and gradients are summed. Knows nothing about corpora.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from lm_runtime.scoring.score import perplexity
-from lm_trainer.config import BEST, LAST, TrainingConfig
-from lm_trainer.corpora.token_file import Ids
-from lm_trainer.networks.base import LanguageModel, Noise, TorchState, negative_log_likelihood
+from lm_trainer.networks.base import LanguageModel, TorchState, negative_log_likelihood
+from lm_trainer.networks.dropout import Dropout
 from lm_trainer.networks.loss import linear_cross_entropy
-from lm_trainer.reports.metrics import MetricsLog
-from lm_trainer.run.checkpoint import save_checkpoint
-from lm_trainer.training.processes import ALONE, Processes
+from lm_trainer.training.columns import Columns
+from lm_trainer.training.forecast import forecast
+from lm_trainer.training.job import Job
+from lm_trainer.training.optimizer import learning_rate, load_state, make_optimizer
+from lm_trainer.training.progress import InterruptedRunError, Observer, TrainingError
+from lm_trainer.training.signals import StopSignals
+from lm_trainer.training.snapshot import Descent, Progress, Snapshot
 
 LOG_STEPS = 50
-"""Steps between two records of the metrics, in an epoch that has so many."""
-
-
-class TrainingError(Exception):
-    """A run that cannot go on; the message says why and what was kept."""
-
-
-class InterruptedRunError(Exception):
-    """A run that was asked to stop and has written its checkpoint."""
-
-
-@dataclass
-class Progress:
-    """How far a run is."""
-
-    epoch: int = 0
-    """Epochs that are complete, validation included."""
-    window: int = 0
-    """Windows of the current epoch that were trained on."""
-    step: int = 0
-    """Steps of the optimizer in all."""
-    loss_sum: float = 0.0
-    """The windows' mean losses in the current epoch, summed up to the last record."""
-    pending: float = 0.0
-    """The same since the last record."""
-    seconds: float = 0.0
-    """Time spent training and validating."""
-    valid_loss: float = math.inf
-    """The validation loss of the last complete epoch, nats a token."""
-    best_valid_loss: float = math.inf
-    """The lowest validation loss, nats a token."""
-    best_epoch: int = 0
-    """The epoch that had it, counted from 1."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """What the person at the terminal is told while a run goes on."""
-
-    step: Callable[[Progress], None]
-    """Called at each step."""
-    record: Callable[[Progress, float], None]
-    """Called at each record with the loss since the last one, nats a token."""
-    epoch: Callable[[dict[str, Any]], None]
-    """Called at the end of an epoch with its metrics."""
-
-
-def make_optimizer(model: LanguageModel, config: TrainingConfig) -> torch.optim.Optimizer:
-    """The optimizer that ``config`` names."""
-    parameters = list(model.parameters())
-    match config.optimizer:
-        case "adam":
-            return torch.optim.Adam(parameters, config.lr, weight_decay=config.weight_decay, fused=True)
-        case "adamw":
-            return torch.optim.AdamW(parameters, config.lr, weight_decay=config.weight_decay, fused=True)
-        case "sgd":
-            return torch.optim.SGD(parameters, config.lr, weight_decay=config.weight_decay, fused=True)
-    raise ValueError(f"optimizer must be adam, adamw or sgd, got {config.optimizer}")
-
-
-def learning_rate(config: TrainingConfig, step: int, total: int) -> float:
-    """The learning rate of step ``step`` (from 0) of ``total``."""
-    warmup = min(config.warmup_steps, total // 2)
-    if step < warmup:
-        return config.lr * (step + 1) / warmup
-    done = (step - warmup) / max(1, total - warmup)
-    match config.schedule:
-        case "constant":
-            return config.lr
-        case "linear":
-            return config.lr * (1 - done)
-        case "cosine":
-            return config.lr * 0.5 * (1 + math.cos(math.pi * done))
-    raise ValueError(f"schedule must be constant, cosine or linear, got {config.schedule}")
+"""Steps between two records of the metrics, in an epoch that has at least that many."""
 
 
 class Trainer:
-    """One run: a model on its way from the first step to the last.
+    """A network's run, from its first step to its last.
 
     Args:
-        run: the run's folder.
-        model: on its device.
-        config: the recipe.
-        train: token ids of the training text.
-        valid: token ids of the validation text.
-        eos_id: what the validation text's first token is predicted from.
-        facts: what each checkpoint holds beside the state of the training.
-        metrics: where the records go.
-        checkpoint_seconds: the longest time between two checkpoints; 0 writes one at each step.
-        processes: those that train this model together. Each has a part of the columns; the first one
-            validates and writes.
+        job: the texts, the recipe, and where everything goes.
+        model: the network, on the job's device.
 
     Raises:
         ValueError: the text is too short for the columns.
     """
 
-    def __init__(
-        self,
-        run: Path,
-        model: LanguageModel,
-        config: TrainingConfig,
-        *,
-        train: Ids,
-        valid: Ids,
-        eos_id: int,
-        facts: dict[str, Any],
-        metrics: MetricsLog,
-        checkpoint_seconds: float,
-        processes: Processes = ALONE,
-    ) -> None:
+    def __init__(self, job: Job, model: LanguageModel) -> None:
+        config, processes = job.recipe, job.processes
         self.progress = Progress()
         self.model = model
         self.config = config
-        self._run = run
-        self.valid = valid
-        self._train = train
-        self._eos_id = eos_id
-        self._facts = facts
-        self.metrics = metrics
+        self.valid = job.valid
+        self.metrics = job.metrics
         """Where the records go."""
-        self._checkpoint_seconds = checkpoint_seconds
+        self._job = job
         self._processes = processes
-        self._columns = processes.columns(config.batch_size)
         self._device = model.device
-        self._column = train.size // config.batch_size
-        if self._column <= config.seq_len:
-            raise ValueError(
-                f"the training text is too short: {train.size:,} tokens in {config.batch_size} columns are "
-                f"{self._column} steps each, and a window takes {config.seq_len + 1}; "
-                "give more text, or a smaller --batch-size or --seq-len"
-            )
-        self.windows = (self._column - 1) // config.seq_len
+        self._columns = Columns(job.train, config, processes.columns(config.batch_size), self._device)
+        self.windows = self._columns.windows
         """Windows in an epoch."""
         self.epochs = config.epochs
         """Passes over the training text."""
@@ -172,9 +64,9 @@ class Trainer:
         self.tokens_per_step = config.batch_size * config.seq_len
         """Tokens that each step trains on."""
         self._log_windows = min(LOG_STEPS, self.windows)
-        self._optimizer = make_optimizer(model, config)
+        self._optimizer = make_optimizer(model.parameters(), config)
         self._generator = torch.Generator(self._device).manual_seed(config.seed + 1 + processes.rank)
-        self._noise = Noise(
+        self._dropout = Dropout(
             self._generator,
             config.dropout if config.dropout_input is None else config.dropout_input,
             config.dropout,
@@ -187,39 +79,54 @@ class Trainer:
         self._batch_axes = [tensor.batch_axis for tensor in model.states]
         self._gradient_norm = torch.zeros(())
         self._pending = torch.zeros((), dtype=torch.float64, device=self._device)
-        self._stop = False
-        self._may_break_off = False
+        self._signals = StopSignals()
 
-    def resume(self, content: dict[str, Any]) -> None:
-        """Take up the state of a checkpoint."""
-        self.model.load_state_dict(content["model"])
-        self.progress = Progress(**content["progress"])
-        self._optimizer.load_state_dict(content["optimizer"])
-        rank, generators = self._processes.rank, content["generator"].cpu()
-        if content["device"] == self._device.type:
-            generators = generators.view(-1, self._generator.get_state().numel())
-        if content["device"] == self._device.type and len(generators) == self._processes.count:
-            self._generator.set_state(generators[rank].clone())  # torch reads from the storage's beginning
-        else:  # the two kinds of device, and the processes, have generators of their own
-            self._generator.manual_seed(self.config.seed + 1 + rank + self.progress.step)
-        self._state = tuple(
-            whole.to(self._device).narrow(axis, self._columns.start, len(self._columns)).contiguous()
-            for whole, axis in zip(content["hidden"], self._batch_axes, strict=True)
-        )
+    def resume(self, snapshot: Snapshot) -> None:
+        """Go on from ``snapshot``, whose weights the model has.
+
+        Raises:
+            ValueError, KeyError, TypeError, RuntimeError: it does not fit the network or the recipe.
+        """
+        self.progress = dataclasses.replace(snapshot.progress)
         self._pending += self.progress.pending
-        self.metrics.truncate(content["metrics_bytes"])
+        self.metrics.truncate(snapshot.metrics_bytes)
+        if (descent := snapshot.descent) is None:  # before the first step all is as it was made
+            return
+        load_state(self._optimizer, descent.optimizer, self.config)
+        rank, size = self._processes.rank, self._generator.get_state().numel()
+        if descent.generators.shape == (self._processes.count, size):
+            self._generator.set_state(descent.generators[rank].clone())  # torch reads the storage's beginning
+        else:  # another kind of device or number of processes
+            self._generator.manual_seed(self.config.seed + 1 + rank + self.progress.step)
+        for whole, tensor in zip(descent.hidden, self.model.states, strict=True):
+            expected = [self.config.batch_size if size is None else size for size in tensor.shape]
+            if list(whole.shape) != expected:
+                raise ValueError(f"the state {tensor.name} is {list(whole.shape)}, not {expected}")
+        self._state = tuple(
+            whole.to(self._device).narrow(axis, self._columns.own.start, len(self._columns)).contiguous()
+            for whole, axis in zip(descent.hidden, self._batch_axes, strict=True)
+        )
 
     def save(self) -> None:
         """Write the checkpoint for resuming."""
-        self._save(LAST)
+        self._save()
+
+    def describe(self) -> str:
+        """As :meth:`lm_trainer.families.ModelTrainer.describe`."""
+        count, precision = self.model.parameter_count(), self.config.precision
+        return f"{self.model.config}: {count:,} parameters, {precision} on {self._device}"
+
+    def forecast(self, setup_seconds: float) -> dict[str, str]:
+        """As :meth:`lm_trainer.families.ModelTrainer.forecast`."""
+        return forecast(self, setup_seconds)
 
     @property
     def complete(self) -> bool:
-        """Whether all epochs are trained, or validation has not improved for as many as are waited for."""
+        """Whether all epochs are trained, or validation has not improved for the recipe's patience."""
         progress, patience = self.progress, self.config.patience
         return progress.epoch >= self.epochs or 0 < patience <= progress.epoch - progress.best_epoch
 
-    def train(self, report: Report) -> None:
+    def train(self, observer: Observer) -> None:
         """Train to the end.
 
         Raises:
@@ -227,31 +134,35 @@ class Trainer:
             InterruptedRunError: a signal asked to stop; the checkpoint is written.
             OSError: a file could not be written.
         """
-        with self._stoppable():
+        with self._signals:
             while not self.complete:
-                self._epoch(report)
-            if self._processes.any(self._stop)[0]:
+                self._epoch(observer)
+            if self._processes.any(self._signals.stop)[0]:
                 raise InterruptedRunError
 
-    def _epoch(self, report: Report) -> None:
+    def _epoch(self, observer: Observer) -> None:
         progress = self.progress
         started = saved = time.perf_counter()
         base_seconds = progress.seconds
         while progress.window < self.windows:
             self.step()
             progress.seconds = base_seconds + time.perf_counter() - started
-            report.step(progress)
+            observer.step(progress)
             if progress.window % self._log_windows == 0:
-                self._record(report)
-            due = time.perf_counter() - saved >= self._checkpoint_seconds
-            stop, due = self._processes.any(self._stop, due)
+                self._record(observer)
+            due = time.perf_counter() - saved >= self._job.checkpoint_seconds
+            stop, due = self._processes.any(self._signals.stop, due)
             if stop or due:
-                self._save(LAST)
+                self._save()
                 saved = time.perf_counter()
             if stop:
                 raise InterruptedRunError
         valid_loss = self._validate()
         progress.seconds = base_seconds + time.perf_counter() - started
+        self._end_epoch(valid_loss, observer)
+
+    def _end_epoch(self, valid_loss: float, observer: Observer) -> None:
+        progress = self.progress
         train_loss = (progress.loss_sum + float(self._pending)) / self.windows
         self._pending.zero_()
         progress.epoch += 1
@@ -274,9 +185,9 @@ class Trainer:
         }
         self.metrics.append(record)
         if best:
-            self._save(BEST)
-        self._save(LAST)
-        report.epoch(record)
+            self._save(best=True)
+        self._save()
+        observer.epoch(record)
 
     def rewind(self) -> None:
         """Go back to the beginning of the columns, where nothing was read yet."""
@@ -299,7 +210,7 @@ class Trainer:
         self._optimizer.zero_grad()
         for token, target, state in self._groups(progress.window):
             with torch.autocast(self._device.type, torch.bfloat16, enabled=bfloat16):
-                x, state_after = model.read(token, state, self._noise)
+                x, state_after = model.read(token, state, self._dropout)
                 mean = linear_cross_entropy(
                     x.flatten(0, 1), model.head.weight, model.head.bias, target.flatten()
                 )
@@ -328,28 +239,16 @@ class Trainer:
     def _groups(self, window: int) -> Iterator[tuple[Tensor, Tensor, TorchState]]:
         """A window's input and target ids ``(columns, time)`` and their state, for each group of columns."""
         groups = self.config.accumulate
-        token, target = (ids.chunk(groups) for ids in self._window(window))
+        token, target = (ids.chunk(groups) for ids in self._columns.window(window))
         states = (
             tensor.chunk(groups, axis) for tensor, axis in zip(self._state, self._batch_axes, strict=True)
         )
         for group, state in enumerate(zip(*states, strict=True)):
             yield token[group], target[group], tuple(tensor.contiguous() for tensor in state)
 
-    def _window(self, window: int) -> tuple[Tensor, Tensor]:
-        """Input and target ids ``(columns, time)``; the target is the input's next token."""
-        start = window * self.config.seq_len
-        rows = [
-            self._train[column * self._column + start :][: self.config.seq_len + 1]
-            for column in self._columns
-        ]
-        ids = torch.from_numpy(np.stack(rows).astype(np.int64))
-        if self._device.type == "cuda":  # from pinned memory nothing waits for the steps before
-            ids = ids.pin_memory().to(self._device, non_blocking=True)
-        return ids[:, :-1], ids[:, 1:]
-
-    def _record(self, report: Report) -> None:
+    def _record(self, observer: Observer) -> None:
         progress = self.progress
-        # The one time that a GPU is waited for.
+        # Here alone the CPU waits for the GPU.
         pending, norm = torch.stack([self._pending, self._gradient_norm.to(self._pending)]).tolist()
         loss = pending / self._log_windows
         self._check_finite(loss)
@@ -367,16 +266,16 @@ class Trainer:
                 **({"gradient_norm": norm} if self.config.clip_norm else {}),
             }
         )
-        report.record(progress, loss)
+        observer.record(progress, loss)
 
     def _check_finite(self, loss: float) -> None:
         if math.isfinite(loss):
             return
-        kept = self._run / LAST
+        kept = self._job.store.kept
         raise TrainingError(
             f"the loss became {loss} in epoch {self.progress.epoch + 1}, by step {self.progress.step}; "
             "begin again with a lower --lr or another --clip-norm"
-            + (f"; the last good state is {kept}, which --init takes" if kept.exists() else "")
+            + (f"; the last good state is {kept}, which --init takes" if kept else "")
         )
 
     def _validate(self) -> float:
@@ -384,26 +283,21 @@ class Trainer:
 
         The first process finds it: one state goes through the whole text, so that it cannot be divided.
         """
-        [stop] = self._processes.any(self._stop)
-        loss, complete = math.nan, False
+        [stop] = self._processes.any(self._signals.stop)
+        found: float | None = None
         if self._processes.is_first and not stop:
-            self._may_break_off = True
-            try:
-                if not self._stop:
-                    loss = negative_log_likelihood(self.model, self.valid, self._eos_id) / self.valid.size
-                    complete = True
-            except KeyboardInterrupt:
-                pass
-            finally:
-                self._may_break_off = False
-        loss, has_loss = self._processes.from_first(loss, complete)
+            found = self._signals.unless_stopped(
+                lambda: negative_log_likelihood(self.model, self.valid, self._job.eos_id)
+            )
+        loss = math.nan if found is None else found / self.valid.size
+        loss, has_loss = self._processes.from_first(loss, found is not None)
         if not has_loss:
-            self._save(LAST)
+            self._save()
             raise InterruptedRunError
         self._check_finite(loss)
         return loss
 
-    def _save(self, name: str) -> None:
+    def _save(self, *, best: bool = False) -> None:
         """Write a checkpoint, unless the weights are no longer numbers."""
         pending = float(self._pending)
         # Not isfinite() of each: that takes as much memory again.
@@ -412,39 +306,13 @@ class Trainer:
         self._check_finite(pending if bool(healthy) else math.nan)
         self.progress.pending = pending
         gather = self._processes.gather
-        hidden = [
+        hidden = tuple(
             torch.cat(gather(tensor.detach()), axis)
             for tensor, axis in zip(self._state, self._batch_axes, strict=True)
-        ]
+        )
         generators = torch.stack(gather(self._generator.get_state()))
-        if not self._processes.is_first:
-            return
-        content = {
-            **self._facts,
-            "training_config": dataclasses.asdict(self.config),
-            "model_config": dataclasses.asdict(self.model.config),
-            "model": self.model.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
-            "generator": generators,
-            "hidden": hidden,
-            "progress": dataclasses.asdict(self.progress),
-            "metrics_bytes": self.metrics.size,
-        }
-        save_checkpoint(self._run / name, content)
-
-    @contextmanager
-    def _stoppable(self) -> Iterator[None]:
-        """Within, SIGINT and SIGTERM end the run after the step in hand, with a checkpoint."""
-
-        def ask_to_stop(signum: int, frame: object) -> None:
-            self._stop = True
-            if self._may_break_off:
-                self._may_break_off = False  # once is enough
-                raise KeyboardInterrupt
-
-        before = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        if self._processes.is_first:
+            descent = Descent(self._optimizer.state_dict(), generators, hidden)
+            self._job.store.save(
+                Snapshot(self.progress, self.metrics.size, self.model.weights(), descent), best=best
+            )

@@ -1,84 +1,29 @@
-"""What the person at the terminal sees while a run goes on: a bar with the time that is left, and lines."""
+"""How a run is watched, and how it ends before its time."""
 
 from __future__ import annotations
 
-import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from tqdm import tqdm
-
-from lm_runtime.commands import note
-from lm_runtime.scoring.score import perplexity
-from lm_trainer.ngram.training import NgramTrainer
-from lm_trainer.training.loop import Progress, Report, Trainer
-from lm_trainer.training.processes import Processes
+from lm_trainer.training.snapshot import Progress
 
 
-def report(trainer: Trainer | NgramTrainer, processes: Processes) -> AbstractContextManager[Report]:
-    """What the person at the terminal sees; the first process shows it."""
-    if processes.is_first:
-        return _RunBar(trainer)
-    return nullcontext(Report(*[lambda *_: None] * 3))
+class TrainingError(Exception):
+    """A run that cannot go on; the message says why and what was kept."""
 
 
-def bar(**options: Any) -> tqdm[Any]:
-    """A progress bar with the time that is left; without a terminal, a line every half minute."""
-    live = sys.stderr.isatty()
-    return tqdm(
-        **options,
-        file=sys.stderr if live else _Lines(),
-        mininterval=0.2 if live else 30,
-        maxinterval=1 if live else 60,
-        dynamic_ncols=live,
-        leave=live,
-        ncols=None if live else 0,
-        smoothing=0.05,
-    )
+class InterruptedRunError(Exception):
+    """A run that was asked to stop and has written its checkpoint."""
 
 
-class _RunBar:
-    """The progress bar of a run."""
+@dataclass(frozen=True)
+class Observer:
+    """Who is told how a run goes on."""
 
-    def __init__(self, trainer: Trainer | NgramTrainer) -> None:
-        self._per_step = trainer.tokens_per_step
-        self._epochs = trainer.epochs
-        self._bar = bar(
-            total=trainer.total_steps * self._per_step,
-            initial=trainer.progress.step * self._per_step,
-            unit=" tokens",
-            unit_scale=True,
-        )
-
-    def __enter__(self) -> Report:
-        return Report(step=self._step, record=self._record, epoch=self._epoch)
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def _step(self, progress: Progress) -> None:
-        self._bar.update(progress.step * self._per_step - self._bar.n)
-
-    def _record(self, progress: Progress, loss: float) -> None:
-        self._bar.set_description_str(f"epoch {progress.epoch + 1}/{self._epochs}", refresh=False)
-        self._bar.set_postfix_str(f"loss {loss:.3f}, perplexity {perplexity(loss):.1f}", refresh=False)
-
-    def _epoch(self, record: dict[str, Any]) -> None:
-        self._bar.write(
-            f"epoch {record['epoch']}/{self._epochs}: "
-            + (f"train perplexity {record['train_perplexity']:.2f}, " if "train_perplexity" in record else "")
-            + f"valid {record['valid_perplexity']:.2f}{' (best)' if record['best'] else ''}, "
-            f"{record['seconds']:.0f} s",
-            file=self._bar.fp,
-        )
-
-
-class _Lines:
-    """Takes what the progress bar writes over and over in one place, and writes it line by line."""
-
-    def write(self, text: str) -> None:
-        if line := text.strip("\r\n "):
-            note(line)
-
-    def flush(self) -> None:
-        sys.stderr.flush()
+    step: Callable[[Progress], None] = lambda progress: None
+    """Called at each step."""
+    record: Callable[[Progress, float], None] = lambda progress, loss: None
+    """Called at each record with the loss since the last one, nats a token."""
+    epoch: Callable[[dict[str, Any]], None] = lambda record: None
+    """Called at the end of an epoch with its metrics."""

@@ -1,0 +1,40 @@
+"""What a trainer is given, whatever the family. Knows nothing about corpora or a run's folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from lm_trainer.config import ModelConfig, TrainingConfig
+from lm_trainer.corpora.token_file import Ids
+from lm_trainer.reports.metrics import MetricsLog
+from lm_trainer.training.processes import ALONE, Processes
+from lm_trainer.training.snapshot import Store
+
+
+@dataclass(frozen=True)
+class Job:
+    """A model to train on a text."""
+
+    model_config: ModelConfig
+    """The model's sizes."""
+    recipe: TrainingConfig
+    """How to train; without meaning for a family that is estimated."""
+    train: Ids
+    """Token ids of the training text."""
+    valid: Ids
+    """Token ids of the validation text."""
+    eos_id: int
+    """A line's end, from which the validation text's first token is predicted."""
+    metrics: MetricsLog
+    """Where the records go."""
+    store: Store
+    """Where the checkpoints go."""
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    """Where to train."""
+    checkpoint_seconds: float = 60.0
+    """The longest time between two checkpoints; 0 writes one at each step."""
+    processes: Processes = ALONE
+    """Those that train the model together. Each has a share of the columns; the first one validates and
+    writes."""
