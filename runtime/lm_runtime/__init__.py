@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from lm_runtime.files import UnusableFileError
     from lm_runtime.generation.beam import BeamHypothesis, beam_search
     from lm_runtime.generation.complete import Completion, Request, complete
-    from lm_runtime.generation.engine import Engine, Piece
+    from lm_runtime.generation.engine import Engine
     from lm_runtime.generation.generate import generate, generate_batch, generate_samples, suggest
+    from lm_runtime.generation.rows import Piece
     from lm_runtime.generation.session import Session
     from lm_runtime.generation.words import complete_word
     from lm_runtime.models.interpolation import InterpolatedModel, fit_weight
@@ -69,7 +70,7 @@ _HOME = {
     "Completion": "generation.complete",
     "Engine": "generation.engine",
     "Hypothesis": "scoring.rescoring",
-    "Piece": "generation.engine",
+    "Piece": "generation.rows",
     "Request": "generation.complete",
     "Rescored": "scoring.rescoring",
     "SamplingParams": "sampling.params",

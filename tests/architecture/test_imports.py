@@ -54,7 +54,11 @@ def test_every_module_of_the_runtime_imports_without_torch() -> None:
         for path in (ROOT / "runtime").rglob("*.py")
     ]
     assert len(modules) > 8
+    modules.remove("lm_runtime.lm_eval")
     result = python("\n".join(f"import {module}" for module in modules), TRAINING)
+    assert result.returncode == 0, result.stderr
+    # lm-eval needs tqdm itself.
+    result = python("import lm_runtime.lm_eval", tuple(name for name in TRAINING if name != "tqdm"))
     assert result.returncode == 0, result.stderr
 
 
@@ -106,6 +110,22 @@ def test_only_what_runs_a_graph_loads_onnxruntime() -> None:
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("lm_trainer.reports.metrics", ("torch", "onnxruntime", "matplotlib", "tokenizers")),
+        ("lm_trainer.reports.pictures", ("torch", "onnxruntime", "matplotlib")),
+        ("lm_trainer.reports.summary", ("onnxruntime", "matplotlib", "tensorboard")),
+        ("lm_trainer.networks.recurrent", ("onnxruntime", "matplotlib")),
+        ("lm_trainer.corpora.corpus", ("torch", "onnxruntime", "pooch")),
+        ("lm_runtime.scoring.score", ("torch", "onnxruntime")),
+    ],
+)
+def test_a_module_loads_no_more_than_it_needs(module: str, absent: tuple[str, ...]) -> None:
+    result = python(f"import {module}; print(*sorted(set(sys.modules) & set({absent})))")
+    assert (result.returncode, result.stdout) == (0, "\n"), result.stderr
+
+
 COMMANDS = [
     "lm_trainer.command",
     "lm_export.command",
@@ -140,3 +160,13 @@ def test_tensorboard_is_missed_before_anything_is_done(tmp_path: Path) -> None:
         "pip install 'steplm[tensorboard]'\n"
     )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_formats_see_the_bundle_alone() -> None:
+    modules = [
+        path.stem for path in (ROOT / "export/lm_export/formats").glob("*.py") if path.stem != "__init__"
+    ]
+    assert "arpa" in modules
+    code = "\n".join(f"import lm_export.formats.{module}" for module in modules)
+    result = python(code, ("torch", "lm_trainer"))
+    assert result.returncode == 0, result.stderr

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 import lm_runtime
 from conftest import FIXTURE
 from lm_runtime.generation.complete import Request, complete
-from lm_runtime.generation.engine import Engine, Piece
+from lm_runtime.generation.engine import Engine
 from lm_runtime.generation.generate import generate_batch
+from lm_runtime.generation.rows import Piece
 from lm_runtime.generation.session import Session
 from lm_runtime.models.onnx import OnnxModel
 from lm_runtime.models.protocol import PlainStepper, State

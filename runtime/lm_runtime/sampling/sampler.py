@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from lm_runtime.sampling.filters import FILTERS, Logits
+from lm_runtime.sampling.filters import Logits, filters_of
 from lm_runtime.sampling.params import SamplingParams
 
 _BLOCK = 128
@@ -67,11 +67,7 @@ class Sampler:
         self._params = params
         self._vocab_size = vocab_size
         self._banned = banned
-        self._filters = [
-            (filter_, value)
-            for filter_ in FILTERS
-            if (value := getattr(params, filter_.parameter)) != getattr(SamplingParams, filter_.parameter)
-        ]
+        self._filters = filters_of(params)
         self._tests = [
             (filter_.keeps, value)
             for place, (filter_, value) in enumerate(self._filters)
