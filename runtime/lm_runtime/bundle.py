@@ -31,8 +31,6 @@ TOKENS_FILE = "tokens.txt"
 MODEL_CARD = "README.md"
 MODELS = {"fp32": "onnx/model.onnx", "int8": "onnx/model_quantized.onnx"}
 """The graph's file for each precision."""
-NGRAM_TYPE = "ngram"
-"""The ``model_type`` of the n-gram family."""
 HIGHEST_ORDER = 32
 """Of an n-gram model."""
 TABLES = "ngram/model.ngram"

@@ -84,6 +84,16 @@ DAMAGE: list[tuple[Callable[[Path], object], str]] = [
     (lambda b: drop(b / CONFIG_FILE, "states"), "not a bundle's configuration .states is missing"),
     (lambda b: edit(b / CONFIG_FILE, vocab_size="200"), "vocab_size is '200', not a number"),
     (lambda b: edit(b / CONFIG_FILE, hidden_size=25), "does not fit config.json: hidden_size is 24, not 25"),
+    (lambda b: edit(b / CONFIG_FILE, format_version=True), "bundle format True, where this version"),
+    (lambda b: edit(b / CONFIG_FILE, vocab_size=0), "vocab_size is 0"),
+    (lambda b: edit(b / CONFIG_FILE, unk_token_id=200), "unk_token_id is 200, where ids are 0 to 199"),
+    (lambda b: edit(b / CONFIG_FILE, bos_token_id=1), "does not fit the model: bos_token_id is 0, not 1"),
+    (lambda b: change_state(b, name="../h"), "a state has the name '../h'"),
+    (lambda b: change_state(b, name="logits", output="logits_out"), "a state has the name 'logits'"),
+    (lambda b: change_state(b, name="c", output="c_out"), "two states have the name c"),
+    (lambda b: change_state(b, shape=[1 << 20, None, 1 << 20]), "h has the shape"),
+    (lambda b: change_state(b, shape=[2, None, -24]), "h has the shape"),
+    (lambda b: edit(b / CONFIG_FILE, states=[{"name": "h"}]), "state 0: output is missing"),
     (lambda b: edit(b / CONFIG_FILE, states=[]), "not a bundle's configuration .no state"),
     (
         lambda b: edit(b / CONFIG_FILE, files=None),
@@ -165,3 +175,12 @@ def test_tokens_txt_lists_token_and_id(bundle: Path) -> None:
     lines = (bundle / TOKENS_FILE).read_text().splitlines()
     assert lines[:2] == ["<eos> 0", "<unk> 1"]
     assert len(lines) == 200
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_new_tokens"])
+def test_the_default_length_is_read_under_both_names(bundle: Path, name: str) -> None:
+    """The second is what other readers of generation_config.json look for; they write other fields, too."""
+    (bundle / "generation_config.json").write_text(json.dumps({name: 17, "do_sample": True, "top_k": 3}))
+    rehash(bundle)
+    defaults = lm_runtime.load(bundle).defaults
+    assert (defaults.max_tokens, defaults.top_k) == (17, 3)
