@@ -30,7 +30,7 @@ SUMS_AGREE = 1e-4
 
 
 class TableModel:
-    """Looks its logits up by all that it has read: a model whose texts can be counted out."""
+    """Looks its logits up by all that it has read: a model whose texts can be enumerated."""
 
     identity = "table"
     states = (StateTensor("read", "read_out", "int64", (2, None)),)

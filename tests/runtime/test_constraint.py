@@ -1,4 +1,4 @@
-"""A text that follows a constraint matches; a token is allowed exactly where some text matches behind it."""
+"""A text that follows a constraint matches; a token is allowed exactly where some text matches after it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from lm_trainer.corpora.corpus import texts
 from lm_trainer.corpora.vocabulary import make_tokenizer
 
 LONGEST = 5
-"""The most characters of a text that is counted out."""
+"""The most characters of a text that is enumerated."""
 SOON = 10
 """Seconds of a processor: the work allowed takes a tenth of it, the work refused a minute."""
 VOCABULARIES = {"word": ["a ab ba bc c cd . 1"], "char": ["ab é1 "], "bpe": ["aab aab éé éb"] * 3}
@@ -113,7 +113,7 @@ CLASSES = [
 @example(("(?:ac|b)", 2), "char", True)
 @example((r"(?: ax| b)\n(?:a x|bc?)?", 5), "word", False)
 @settings(max_examples=200, deadline=None)
-def test_a_token_is_allowed_exactly_where_a_text_matches_behind_it(
+def test_a_token_is_allowed_exactly_where_a_text_matches_after_it(
     expression: tuple[str, int], kind: str, line_start: bool
 ) -> None:
     pattern, tokenizer = expression[0], small(kind)

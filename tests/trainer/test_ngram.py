@@ -97,7 +97,7 @@ class Plain:
         return (count - discounts[min(count, 3)]) / total + left * lower
 
     def distribution(self, tokens: Sequence[int]) -> NDArray[np.float64]:
-        """Behind a text that begins behind a line's end."""
+        """After a text that follows a line's end."""
         words: list[Any] = ["^"]
         for token in tokens:
             words = ["^"] if token == EOS else [*words, token]
@@ -115,7 +115,7 @@ def model_of(tokens: Sequence[int], order: int, vocab_size: int = VOCABULARY) ->
     return NgramModel(estimate(ids_of(tokens), vocab_size, EOS, order), vocabulary_of(vocab_size))
 
 
-def logits_behind(model: NgramModel, tokens: Sequence[int]) -> NDArray[np.float32]:
+def logits_after(model: NgramModel, tokens: Sequence[int]) -> NDArray[np.float32]:
     logits, _ = model.step(np.array([[EOS, *tokens]]), initial_state(model, 1))
     return logits[0, -1]
 
@@ -147,7 +147,7 @@ def test_probabilities_are_those_of_a_plain_implementation(
     text: list[int], order: int, context: list[int]
 ) -> None:
     expected = Plain(text, VOCABULARY, order).distribution(context)
-    difference = np.abs(logits_behind(model_of(text, order), context) - np.log(expected)).max()
+    difference = np.abs(logits_after(model_of(text, order), context) - np.log(expected)).max()
     assert difference < FLOAT32, difference
 
 
@@ -158,7 +158,7 @@ def test_so_they_are_where_the_discounts_come_from_the_counts(order: int) -> Non
     assert all(tuple(discounts[1:]) != FALLBACK_DISCOUNTS for discounts in plain.discounts[1:])
     for end in range(0, 4000, 397):
         context = text[:end]
-        difference = np.abs(logits_behind(model, context) - np.log(plain.distribution(context))).max()
+        difference = np.abs(logits_after(model, context) - np.log(plain.distribution(context))).max()
         assert difference < FLOAT32, difference
 
 
@@ -191,7 +191,7 @@ def test_degenerate_texts_give_models_that_can_be_written_and_read(
 ) -> None:
     model = model_of(text, order)
     expected = Plain(text, VOCABULARY, order).distribution(text)
-    assert np.abs(logits_behind(model, text) - np.log(expected)).max() < FLOAT32
+    assert np.abs(logits_after(model, text) - np.log(expected)).max() < FLOAT32
     model.tables.write(tmp_path / "model.ngram")
     assert NgramTables.read(tmp_path / "model.ngram").sha256 == model.tables.sha256
 
@@ -258,7 +258,7 @@ def test_the_state_is_the_last_ids_and_a_batch_of_int64(tiny: NgramModel) -> Non
 
 def test_nothing_before_a_line_s_end_is_known_after_it(tiny: NgramModel) -> None:
     line = tiny.tokenizer.encode("the keeper of\n")
-    np.testing.assert_array_equal(logits_behind(tiny, line), logits_behind(tiny, []))
+    np.testing.assert_array_equal(logits_after(tiny, line), logits_after(tiny, []))
 
 
 @pytest.mark.parametrize("token", [-1, 10_000])

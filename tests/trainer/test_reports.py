@@ -196,7 +196,7 @@ def check_events(folder: Path) -> None:
 def test_events_are_the_metrics_also_after_a_run_was_killed(
     invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed with a record behind the last checkpoint, which is written again."""
+    """Killed with a record after the last checkpoint, which is written again."""
 
     class KilledError(BaseException):
         pass
