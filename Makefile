@@ -37,9 +37,10 @@ lint: $(DEV_READY)
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 
-# The bundle in tests/fixtures, made again from data/tiny.
+# The bundle in tests/fixtures, made again from data/tiny, and what its readers must find in it.
 fixture: $(TRAIN_READY)
 	.venv/bin/python tests/make_fixture.py
+	.venv/bin/python tests/make_cases.py
 
 clean:
 	rm -rf .venv .venv-runtime dist artifacts/run artifacts/bundle artifacts/*.txt

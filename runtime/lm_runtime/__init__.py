@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from lm_runtime.files import UnusableFileError
     from lm_runtime.generation.beam import BeamHypothesis, beam_search
     from lm_runtime.generation.complete import Completion, Request, complete
-    from lm_runtime.generation.engine import Engine, Piece
+    from lm_runtime.generation.engine import Engine
     from lm_runtime.generation.generate import generate, generate_batch, generate_samples, suggest
+    from lm_runtime.generation.rows import Piece
     from lm_runtime.generation.session import Session
     from lm_runtime.generation.words import complete_word
     from lm_runtime.models.interpolation import InterpolatedModel, fit_weight
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from lm_runtime.models.protocol import State
     from lm_runtime.models.state import initial_state
     from lm_runtime.sampling.params import SamplingParams
+    from lm_runtime.sampling.sampler import NotFiniteError
     from lm_runtime.scoring.rescoring import Hypothesis, Rescored, read_hypotheses, rescore
     from lm_runtime.scoring.score import Score, score_file
     from lm_runtime.scoring.texts import score_texts
@@ -38,6 +40,7 @@ __all__ = [
     "Engine",
     "Hypothesis",
     "InterpolatedModel",
+    "NotFiniteError",
     "Piece",
     "Request",
     "Rescored",
@@ -69,7 +72,8 @@ _HOME = {
     "Completion": "generation.complete",
     "Engine": "generation.engine",
     "Hypothesis": "scoring.rescoring",
-    "Piece": "generation.engine",
+    "NotFiniteError": "sampling.sampler",
+    "Piece": "generation.rows",
     "Request": "generation.complete",
     "Rescored": "scoring.rescoring",
     "SamplingParams": "sampling.params",

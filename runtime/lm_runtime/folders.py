@@ -11,6 +11,7 @@ import errno
 import os
 import secrets
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -42,14 +43,10 @@ def folder_beside(folder: Path) -> Iterator[Path]:
                 made.append(parent)
         partial = _new_neighbour(folder, _PREPARED)
         try:
-            descriptor = os.open(partial, os.O_RDONLY) if os.name != "nt" else None
-            try:
+            with _open(partial) as descriptor:
                 if descriptor is not None:
                     lock(descriptor, wait=True)  # for as long as another process looks whether it is locked
                 yield partial
-            finally:
-                if descriptor is not None:
-                    os.close(descriptor)  # first, since removing takes a descriptor
         finally:
             with contextlib.suppress(OSError):
                 remove(partial)
@@ -159,6 +156,31 @@ def _exchange(one: Path, other: Path) -> bool:
     return not failed
 
 
+@contextlib.contextmanager
+def temporary_folder(prefix: str) -> Iterator[Path]:
+    """A folder among the system's temporary ones, of a name that begins with ``prefix``; it is removed."""
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
+    try:
+        with _open(folder):
+            yield folder
+    finally:
+        with contextlib.suppress(OSError):
+            remove(folder)
+
+
+@contextlib.contextmanager
+def _open(folder: Path) -> Iterator[int | None]:
+    """Hold ``folder`` open; once it is closed there is a descriptor to remove it with."""
+    if os.name == "nt":  # which opens no folders
+        yield None
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
 def remove(path: Path) -> None:
     """Remove a folder with all that is in it, or a file or link, if there is one.
 
@@ -195,13 +217,7 @@ def held(folder: Path) -> Iterator[None]:
     Raises:
         ValueError: another one does.
     """
-    if os.name == "nt":  # which opens no folders
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        if not lock(descriptor):
+    with _open(folder) as descriptor:
+        if descriptor is not None and not lock(descriptor):
             raise ValueError(f"{folder}: another process is at work in it")
         yield
-    finally:
-        os.close(descriptor)

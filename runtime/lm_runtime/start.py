@@ -31,3 +31,10 @@ def bench() -> None:
     from lm_runtime.commands.bench import main
 
     main()
+
+
+def lm_eval() -> None:
+    """Run ``lm-eval-steplm``."""
+    from lm_runtime.commands.lm_eval import main
+
+    main()

@@ -321,7 +321,7 @@ def _check_normalizer(normalizer: object) -> None:
     """Check SentencePiece's tables of characters, over which the library panics, also within a sequence.
 
     Raises:
-        ValueError: one has not the form of bytes of a size, so many bytes, and text.
+        ValueError: one is not a size in 4 bytes, an array of that size, and text.
     """
     if not isinstance(normalizer, dict):
         return

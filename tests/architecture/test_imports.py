@@ -54,7 +54,11 @@ def test_every_module_of_the_runtime_imports_without_torch() -> None:
         for path in (ROOT / "runtime").rglob("*.py")
     ]
     assert len(modules) > 8
+    modules.remove("lm_runtime.lm_eval")
     result = python("\n".join(f"import {module}" for module in modules), TRAINING)
+    assert result.returncode == 0, result.stderr
+    # lm-eval needs tqdm itself.
+    result = python("import lm_runtime.lm_eval", tuple(name for name in TRAINING if name != "tqdm"))
     assert result.returncode == 0, result.stderr
 
 
@@ -68,6 +72,60 @@ def test_the_trainer_does_not_know_the_exporter() -> None:
     assert result.returncode == 0, result.stderr
 
 
+LIGHT = [
+    "lm_runtime",
+    "lm_runtime.bundle",
+    "lm_runtime.files",
+    "lm_runtime.sampling.params",
+    "lm_runtime.settings",
+    "lm_trainer.config",
+    "lm_trainer.config_file",
+    "lm_trainer.families",
+    "lm_trainer.plan",
+    "lm_trainer.presets",
+    "lm_trainer.reports",
+    "lm_trainer.run.folder",
+]
+"""What can be known without doing anything: records, names, plans."""
+HEAVY = ("torch", "onnx", "onnxruntime", "numpy", "tokenizers", "matplotlib", "pooch", "tqdm")
+
+
+def test_records_and_plans_need_the_standard_library_alone() -> None:
+    result = python("\n".join(f"import {module}" for module in LIGHT), (*HEAVY, "click"))
+    assert result.returncode == 0, result.stderr
+
+
+RUNS_GRAPHS = ("lm_runtime.models.onnx", "lm_runtime.models.stepper")
+
+
+def test_only_what_runs_a_graph_loads_onnxruntime() -> None:
+    modules = [
+        ".".join(path.relative_to(ROOT / root).with_suffix("").parts)
+        for root in ("runtime", "trainer")
+        for path in (ROOT / root).rglob("*.py")
+    ]
+    assert set(RUNS_GRAPHS) < set(modules)
+    others = "\n".join(f"import {module}" for module in modules if module not in RUNS_GRAPHS)
+    result = python(others, ("onnxruntime",))
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("lm_trainer.reports.metrics", ("torch", "onnxruntime", "matplotlib", "tokenizers")),
+        ("lm_trainer.reports.pictures", ("torch", "onnxruntime", "matplotlib")),
+        ("lm_trainer.reports.summary", ("onnxruntime", "matplotlib", "tensorboard")),
+        ("lm_trainer.networks.recurrent", ("onnxruntime", "matplotlib")),
+        ("lm_trainer.corpora.corpus", ("torch", "onnxruntime", "pooch")),
+        ("lm_runtime.scoring.score", ("torch", "onnxruntime")),
+    ],
+)
+def test_a_module_loads_no_more_than_it_needs(module: str, absent: tuple[str, ...]) -> None:
+    result = python(f"import {module}; print(*sorted(set(sys.modules) & set({absent})))")
+    assert (result.returncode, result.stdout) == (0, "\n"), result.stderr
+
+
 COMMANDS = [
     "lm_trainer.command",
     "lm_export.command",
@@ -79,8 +137,7 @@ COMMANDS = [
 
 @pytest.mark.parametrize("module", COMMANDS)
 def test_help_waits_for_nothing_heavy(module: str) -> None:
-    heavy = ("torch", "onnx", "onnxruntime", "numpy", "tokenizers", "matplotlib", "pooch", "tqdm")
-    result = python(f"import {module}; {module}.main(['--help'])", heavy)
+    result = python(f"import {module}; {module}.main(['--help'])", HEAVY)
     assert result.returncode == 0, result.stderr
     assert "Examples:" in result.stdout
 

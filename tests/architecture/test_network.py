@@ -31,11 +31,13 @@ COMMANDS = [
 LOCAL = "import uuid; uuid._generate_time_safe, uuid._node = None, 1"
 """uuid1, which names a temporary file of onnxruntime's, asks for this machine's address by a socket."""
 IMPORTS = """
+# lm-eval is another project's; urllib3, which it imports, asks the system for IPv6 by a socket.
 import importlib, pkgutil
 for name in ("lm_runtime", "lm_trainer", "lm_export"):
     package = importlib.import_module(name)
     for module in pkgutil.walk_packages(package.__path__, f"{name}."):
-        importlib.import_module(module.name)
+        if module.name != "lm_runtime.lm_eval":
+            importlib.import_module(module.name)
 """
 
 

@@ -125,7 +125,7 @@ EXAMPLES = distinct()
 
 def test_no_command_is_forgotten() -> None:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    assert _COMMANDS.keys() == scripts.keys()
+    assert _COMMANDS.keys() == scripts.keys() - {"lm-eval-steplm"}  # whose help is lm-eval's own
 
 
 def call(name: str, *arguments: str, cwd: Path) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from conftest import COUNTED, FIXTURE, SMALL, TINY, Invoke, family_options, one_
 from lm_export.command import main as lm_export
 from lm_runtime.folders import folder_beside, held
 from lm_trainer.command import main as lm_train
+from lm_trainer.config_file import read_settings
 from lm_trainer.families import FAMILIES
 from lm_trainer.ngram import training as ngram_training
 from lm_trainer.reports import summary
@@ -462,6 +464,56 @@ def test_presets_are_for_every_family(invoke: Invoke, tmp_path: Path) -> None:
         2,
         "lm-train: --resume goes on with the run's own settings: window is 5, not 4",
     )
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """The threads that torch has now, again after the test."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_run_has_the_threads_that_were_asked_for_and_keeps_them(
+    invoke: Invoke, tmp_path: Path, one_thread: None
+) -> None:
+    begun = [TINY, *SMALL, "--out", "run"]
+    assert invoke(lm_train, *begun, "--epochs", 1, "--threads", 2)[0] == 0
+    assert load_checkpoint(tmp_path / "run/last.pt").facts.threads == torch.get_num_threads() == 2
+    torch.set_num_threads(1)
+    code, _, err = invoke(lm_train, "--out", "run", "--resume", "--epochs", 2)
+    assert (code, torch.get_num_threads()) == (0, 2)
+    assert "threads" not in err
+    code, _, err = invoke(lm_train, "--out", "run", "--resume", "--epochs", 3, "--threads", 1)
+    assert (code, torch.get_num_threads()) == (0, 1)
+    assert "note: the number of threads was 2 and is 1: the run goes on, but not bit for bit" in err
+    assert load_checkpoint(tmp_path / "run/last.pt").facts.threads == 1
+    for wrong in (0, 1025):
+        code, _, err = invoke(lm_train, *begun, "--threads", wrong)
+        assert (code, one_line(err)) == (2, f"lm-train: threads must be from 1 to 1024, got {wrong}")
+
+
+@pytest.mark.parametrize(
+    ("options", "projection"),
+    [(["--hidden-size", 32], 256), (["--embedding-dim", 24], 24), (["--hidden-size", 256], 0)],
+)
+@pytest.mark.parametrize("tokenizer", ["bpe", "word"])
+def test_one_size_alone_is_enough(
+    invoke: Invoke, tmp_path: Path, options: list[object], projection: int, tokenizer: str
+) -> None:
+    short = ["--tokenizer", tokenizer, "--epochs", 1, "--batch-size", 4, "--sample-tokens", 5]
+    code, _, err = invoke(lm_train, TINY, *options, *short, "--out", "run")
+    assert code == 0
+    config = load_checkpoint(tmp_path / "run/best.pt").model_config
+    assert (config.tied, config.projection) == (True, projection)
+    assert err.count("note: the weights are tied, embedding-dim is ") == (projection > 0)
+    assert f"added --projection {projection}" in err or not projection
+    settings = read_settings(tmp_path / "run/config.toml")
+    assert settings["projection"] == projection
+    code, _, err = invoke(lm_train, "--out", "run", "--resume", "--preset", "small", *options, *short[:6])
+    assert code == 0
+    assert "complete: nothing to do" in err
+    assert "note:" not in err
 
 
 def test_help_names_every_family(invoke: Invoke) -> None:

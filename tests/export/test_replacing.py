@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -18,21 +19,11 @@ LOADS = """
 import json, sys, time
 import lm_runtime
 
-until, loads, seen, problems = time.monotonic() + 4, 0, set(), []
+until, loads, seen = time.monotonic() + 4, 0, set()
 while time.monotonic() < until:
-    for attempt in range(20):
-        try:
-            model = lm_runtime.load("bundle", provider="cpu", threads=1)
-        except lm_runtime.UnusableFileError as error:
-            # A load that began with the old bundle's configuration meets the new one's files.
-            problems.append(str(error))
-            continue
-        seen.add(model.config.training["steps"])
-        loads += 1
-        break
-    else:
-        sys.exit(f"twenty times: {problems[-1]}")
-json.dump({"loads": loads, "seen": sorted(seen), "problems": sorted(set(problems))}, sys.stdout)
+    seen.add(lm_runtime.load("bundle", provider="cpu", threads=1).config.training["steps"])
+    loads += 1
+json.dump({"loads": loads, "seen": sorted(seen)}, sys.stdout)
 """
 
 
@@ -45,8 +36,8 @@ def marked(bundle: Path, folder: Path, steps: int) -> Path:
     return folder
 
 
-def test_no_load_meets_a_place_without_a_bundle(tmp_path: Path, small_bundle: Path) -> None:
-    """While the exporter puts a new one there as fast as it can."""
+def test_no_load_fails_while_bundles_replace_each_other(tmp_path: Path, small_bundle: Path) -> None:
+    """No load meets a place without one, or a mixture of two."""
     sources = [marked(small_bundle, tmp_path / f"source{steps}", steps) for steps in (1, 2)]
     shutil.copytree(sources[0], tmp_path / "bundle")
     reader = subprocess.Popen([sys.executable, "-c", LOADS], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
@@ -55,6 +46,7 @@ def test_no_load_meets_a_place_without_a_bundle(tmp_path: Path, small_bundle: Pa
         exports += 1
         with _folder_in_place(tmp_path / "bundle", replace=True) as folder:
             shutil.copytree(sources[exports % 2], folder, dirs_exist_ok=True)
+        time.sleep(0.02)  # a load starts anew for at most three bundles that come while it reads
     assert reader.stdout is not None
     found = json.loads(reader.stdout.read())
     reader.stdout.close()
@@ -62,7 +54,6 @@ def test_no_load_meets_a_place_without_a_bundle(tmp_path: Path, small_bundle: Pa
     assert exports > 20
     assert found["loads"] > 20
     assert found["seen"] == [1, 2]
-    assert not [problem for problem in found["problems"] if "no such bundle" in problem], found
     assert {path.name for path in tmp_path.iterdir()} == {"source1", "source2", "bundle"}
 
 

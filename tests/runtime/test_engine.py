@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 import lm_runtime
 from conftest import FIXTURE
 from lm_runtime.generation.complete import Request, complete
-from lm_runtime.generation.engine import Engine, Piece
+from lm_runtime.generation.engine import Engine
 from lm_runtime.generation.generate import generate_batch
+from lm_runtime.generation.rows import Piece
 from lm_runtime.generation.session import Session
 from lm_runtime.models.onnx import OnnxModel
 from lm_runtime.models.protocol import PlainStepper, State
@@ -329,7 +330,7 @@ def test_only_one_thread_steps_and_others_may_add_and_cancel(model: OnnxModel) -
         def stepper(self, state: State) -> PlainStepper:
             def step(token: NDArray[np.int64], state: State) -> tuple[NDArray[np.float32], State]:
                 within.set()
-                assert go_on.wait(timeout=30)
+                assert go_on.wait(timeout=5)
                 return model.step(token, state)
 
             return PlainStepper(step, state)

@@ -7,13 +7,16 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
 from conftest import tree
 from lm_runtime import folders
-from lm_runtime.folders import folder_beside, remove, replace_folder, restore_folder
+from lm_runtime.folders import folder_beside, remove, replace_folder, restore_folder, temporary_folder
 
 
 def make(folder: Path, content: str) -> Path:
@@ -135,14 +138,20 @@ def test_links_are_removed_and_what_they_lead_to_is_not(tmp_path: Path) -> None:
     assert tree(tmp_path) == {"precious", "precious/file"}
 
 
-def test_nothing_is_left_where_no_more_files_can_be_opened(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "make_folder", [lambda: folder_beside(Path("a/run")), lambda: temporary_folder("x-")]
+)
+def test_nothing_is_left_where_no_more_files_can_be_opened(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    make_folder: Callable[[], AbstractContextManager[Path]],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     taken: list[int] = []
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
-        with (
-            pytest.raises(OSError, match="Too many open files"),
-            folder_beside(tmp_path / "a/run") as partial,
-        ):
+        with pytest.raises(OSError, match="Too many open files"), make_folder() as partial:
             for name in ("tokens", "tokens/deep"):
                 make(partial / name, "")
             resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 256), hard))

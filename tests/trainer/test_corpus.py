@@ -6,6 +6,8 @@ import errno
 import functools
 import hashlib
 import http.server
+import subprocess
+import sys
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -20,7 +22,7 @@ from hypothesis import strategies as st
 from conftest import TINY
 from lm_runtime.files import UnusableFileError
 from lm_trainer.config import TokenizerConfig
-from lm_trainer.corpora import datasets
+from lm_trainer.corpora import datasets, pydocs
 from lm_trainer.corpora.corpus import encode_corpus, find_corpus, texts, token_path
 from lm_trainer.corpora.datasets import DATASETS, Download, fetch
 from lm_trainer.corpora.pydocs import write_pydocs
@@ -91,6 +93,40 @@ def test_pydocs_is_python_s_documentation_and_its_splits_share_no_line(tmp_path:
     assert any('The "if" statement is used for conditional execution' in line for line in lines)
     assert "Return a list of (size: int, traceback: tuple) tuples." in lines
     assert write_pydocs(tmp_path) == folder
+
+
+def test_two_first_readers_of_pydocs_do_not_disturb_each_other(tmp_path: Path) -> None:
+    """Two calls of lm-train that begin in a fresh folder at the same time."""
+    code = (
+        "from pathlib import Path; from lm_trainer.corpora.pydocs import write_pydocs as w; w(Path('data'))"
+    )
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], errors
+    (folder,) = (tmp_path / "data").iterdir()
+    assert {path.name for path in folder.iterdir()} == {f"{split}.txt" for split in SPLITS}
+
+
+def test_a_source_that_cannot_be_read_leaves_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, source in {
+        "abc.py": b'"""A docstring that is there."""',
+        "ast.py": b"def f(:\n",
+        "bdb.py": b"if 1:\n  x\n y\n",
+        "cmd.py": b"'''never ends",
+        "csv.py": b"x = " + b"(" * 100_000,
+        "dis.py": b"\0",
+        "enum.py": b"# coding: nothing\n",
+        "glob.py": b"\xff",
+    }.items():
+        (tmp_path / name).write_bytes(source)
+    monkeypatch.setattr(pydocs.sysconfig, "get_path", lambda name: str(tmp_path))
+    found = {name: text for name, text in pydocs._docstrings() if text and (tmp_path / f"{name}.py").exists()}
+    assert found == {"abc": "A docstring that is there."}
 
 
 def test_unigram_perplexity_by_hand() -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -239,3 +242,42 @@ def test_events_of_an_ngram_model(invoke: Invoke, tmp_path: Path) -> None:
     summary = read_summary(tmp_path / "run")
     assert summary is not None
     assert entry.value == pytest.approx(summary["valid"]["perplexity"])
+
+
+def test_a_notebook_s_backend_does_not_matter(tmp_path: Path) -> None:
+    """In a process of its own: matplotlib looks at the environment once."""
+    backend = {"MPLBACKEND": "module://nowhere.backend_inline"}
+    options = [TINY, *SMALL, "--epochs", 1, "--sample-tokens", 5, "--out", "run"]
+    result = subprocess.run(
+        [str(Path(sys.executable).parent / "lm-train"), *map(str, options)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **backend},
+    )
+    assert result.returncode == 0, result.stderr
+    assert "could not be made" not in result.stderr
+    assert (tmp_path / "run/loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_is_complete_without_its_pictures_page_and_events(
+    invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("no space for this")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", fail)
+    monkeypatch.setattr("lm_trainer.reports.page.write_whole", fail)
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_scalar", fail)
+    options = [TINY, *SMALL, "--epochs", 1, "--out", "run", "--tensorboard"]
+    code, _, err = invoke(lm_train, *options)
+    assert code == 0
+    notes = [line for line in err.splitlines() if line.startswith("note: ")]
+    assert notes == [
+        "note: run/tensorboard has no events from here on (no space for this)",
+        "note: the picture run/loss.png could not be made (no space for this)",
+        "note: the page run/report.html could not be made (no space for this)",
+    ]
+    assert (tmp_path / "run/summary.json").exists()
+    assert not (tmp_path / "run/report.html").exists()

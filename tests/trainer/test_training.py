@@ -342,16 +342,29 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(
     assert not same(first.weights, other.weights)
 
 
-def test_ctrl_c_ends_with_a_checkpoint_and_resume_goes_on(uninterrupted: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_with_a_checkpoint_and_resume_goes_on(
+    uninterrupted: Path, tmp_path: Path, number: signal.Signals
+) -> None:
     process = start(tmp_path, "--checkpoint-seconds", "1000")
     wait_for((tmp_path / "run" / "metrics.jsonl").exists, process)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "--resume goes on" in err.splitlines()[-1]
     assert "Traceback" not in err
     run_command("lm-train", *LONG, "--out", "run", "--resume", cwd=tmp_path)
     assert same(load_checkpoint(uninterrupted / "last.pt"), load_checkpoint(tmp_path / "run/last.pt"))
+
+
+def test_under_nohup_a_closed_terminal_does_not_end_a_run(tmp_path: Path) -> None:
+    command = ["nohup", str(Path(sys.executable).parent / "lm-train"), *map(str, LONG), "--out", "run"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    wait_for((tmp_path / "run" / "metrics.jsonl").exists, process)
+    process.send_signal(signal.SIGHUP)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert (tmp_path / "run/summary.json").exists()
 
 
 @pytest.mark.parametrize("delay", [0.2, 0.5, 0.9, 1.4])

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from lm_runtime.commands import Command, file_size, imports, note
-from lm_runtime.commands.options import GroupedCommand, option, settings_options
+from lm_runtime.commands.options import option, settings_options
 from lm_runtime.files import require_place
 from lm_runtime.settings import Setting
 from lm_trainer.config import ModelConfig, TokenizerConfig, TrainingConfig
@@ -52,7 +52,7 @@ Presets:
 _THIS_CALL = "This call"
 
 
-class _TrainCommand(Command, GroupedCommand):
+class _TrainCommand(Command):
     """A command that several processes may run together: the first that fails says why."""
 
     def _fail(self, message: str, status: int) -> NoReturn:

@@ -85,7 +85,7 @@ class ModelConfig:
     projection: int = setting(
         0,
         help="Width of a linear layer between the last hidden and the output layer, 0 for none; tied weights "
-        "of unlike sizes get one unless it is given.",
+        "whose sizes differ get one unless it is given.",
         low=0,
         high=_WIDEST,
         group=_NETWORK,

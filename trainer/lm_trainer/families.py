@@ -175,7 +175,7 @@ FAMILIES = {
         {
             "num_layers": (1, "it has one hidden layer"),
             "tied": (False, "its embedding has a row that its output layer has not"),
-            "order": (0, "it sees as many tokens as its window has"),
+            "order": (0, "it sees the tokens of its window"),
             "projection": (0, "its one hidden layer can have that width itself"),
         },
         {"window": 5},

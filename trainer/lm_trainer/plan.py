@@ -46,6 +46,14 @@ class RunSettings:
     )
     device: str = setting("auto", help="Where to train.", choices=("auto", "cpu", "cuda"), group=MACHINE)
 
+    threads: int | None = setting(
+        None,
+        help="CPU threads; a resumed run's own, or torch's choice, unless given.",
+        low=1,
+        high=1024,
+        group=MACHINE,
+    )
+
     def __post_init__(self) -> None:
         check(self)
 

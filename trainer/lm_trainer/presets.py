@@ -49,7 +49,7 @@ class Preset:
     def with_options(self, given: dict[str, Any]) -> Preset:
         """The preset with the values ``given`` in place of its own, each by its field's name.
 
-        A model that the preset ties gets the projection that its sizes need, unless they are given in full.
+        A tied model gets the projection that its sizes need, unless that, or tied and both sizes, are given.
 
         Raises:
             ValueError: a value is out of its range, or does not apply to the family.
@@ -71,10 +71,11 @@ class Preset:
             "model_type": model_type,
             "vocab_size": tokenizer.vocab_size,
         }
-        if "projection" not in given and not {"tied", "embedding_dim", "hidden_size"} <= given.keys():
+        in_full = {"tied", "embedding_dim", "hidden_size"} <= given.keys()
+        if not in_full and "projection" not in given.keys() | family.fixed.keys():
             model |= _projection(model)
         ModelConfig(**model)  # says now what would be wrong after the tokenizer's training
-        if "dropout" in training:  # it is for all places that are not named beside it
+        if "dropout" in training:  # it stands for all places that are not named beside it
             training = {"dropout_input": None, "dropout_output": None, **training}
         training = {name: value for name, (value, _) in family.fixed_training.items()} | training
         return dataclasses.replace(

@@ -245,5 +245,5 @@ def _sentence(score: Score) -> str:
 
 
 def _figure(value: float, places: int) -> str:
-    """A number with so many decimal places, or by its exponent where it is long."""
+    """A number with ``places`` decimals, or with an exponent where it is long."""
     return f"{value:.{places}f}" if value < _LONG_FIGURE else f"{value:.4e}"

@@ -18,8 +18,8 @@ import numpy as np
 from lm_runtime.commands import note
 from lm_runtime.generation.beam import beam_search
 from lm_runtime.generation.complete import Request, complete
-from lm_runtime.generation.engine import Piece
 from lm_runtime.generation.generate import generate_batch, generate_samples, suggest
+from lm_runtime.generation.rows import Piece
 from lm_runtime.generation.session import Session
 from lm_runtime.models.protocol import BundleModel
 from lm_runtime.sampling.params import SamplingParams

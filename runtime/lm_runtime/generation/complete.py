@@ -9,7 +9,8 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from lm_runtime.generation.engine import Engine, Piece
+from lm_runtime.generation.engine import Engine
+from lm_runtime.generation.rows import Piece
 from lm_runtime.generation.session import Session
 from lm_runtime.models.protocol import StepModel
 from lm_runtime.sampling.params import SamplingParams
@@ -49,7 +50,7 @@ class Completion:
     pieces: tuple[Piece, ...]
     """Its tokens, with log-probabilities where they were asked for."""
     finish: str
-    """Why it ended, as :attr:`lm_runtime.generation.engine.Piece.finish`."""
+    """Why it ended, as :attr:`lm_runtime.generation.rows.Piece.finish`."""
 
     def __repr__(self) -> str:
         return f"Completion({short(self.text)}, {len(self.pieces)} tokens, finish={self.finish!r})"

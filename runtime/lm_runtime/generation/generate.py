@@ -11,7 +11,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from lm_runtime.generation.engine import Engine, Piece
+from lm_runtime.generation.engine import Engine
+from lm_runtime.generation.rows import Piece
 from lm_runtime.generation.session import Session
 from lm_runtime.models.protocol import StepModel
 from lm_runtime.sampling.params import SamplingParams

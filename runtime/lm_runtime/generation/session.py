@@ -41,10 +41,10 @@ class StopScanner:
     """Passes text on up to the first stop string, which may come in pieces."""
 
     held: str = ""
-    """Text that may yet turn out to be the beginning of a stop string."""
+    """Text that may be the beginning of a stop string."""
 
     def push(self, text: str, stops: tuple[str, ...]) -> tuple[str, bool]:
-        """Take ``text``; return what can be shown by now, and whether a stop string has come.
+        """Take ``text``; return what can be shown now, and whether a stop string was found.
 
         What follows the stop string is dropped.
         """
@@ -82,7 +82,7 @@ class Session:
     history: History = field(default_factory=History)
     """The last tokens of prompt and text, for the penalties."""
     position: int = 0
-    """How many tokens were read and generated, the first ``<eos>`` not counted."""
+    """The number of tokens read and generated, without the first ``<eos>``."""
     running: bool = False
     """Whether an engine has it: then ``state`` is that of an earlier token, until it leaves the engine."""
 

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lm_runtime.sampling.params import SamplingParams
+
 Logits = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 _NEVER = np.float32(-np.inf)
@@ -135,3 +137,9 @@ FILTERS = (
     Filter("typical_p", keep_typical),
 )
 """In the order in which they apply."""
+
+
+def filters_of(params: SamplingParams) -> list[tuple[Filter, Any]]:
+    """The filters that ``params`` ask for, each with its parameter's value."""
+    values = [(filter_, getattr(params, filter_.parameter)) for filter_ in FILTERS]
+    return [pair for pair in values if pair[1] != getattr(SamplingParams, pair[0].parameter)]

@@ -85,7 +85,7 @@ def _log_probabilities(model: StepModel, texts: Sequence[NDArray[np.int64]]) -> 
 
 
 def _read_together(model: StepModel, rows: Sequence[NDArray[np.int64]]) -> list[NDArray[np.float32]]:
-    """The log-probabilities of each row's ids after its first; the rows ascend, and no two are equal.
+    """The log-probabilities of each row's ids after its first; the rows are sorted, and no two are equal.
 
     Every distinct beginning is read once, and a row leaves the batch where it ends: nothing is padded.
     """
@@ -148,8 +148,6 @@ def _log_softmax(
     logits: NDArray[np.float32], sequences: NDArray[np.int64], targets: NDArray[np.int64]
 ) -> NDArray[np.float32]:
     """Log-probabilities of ``targets`` ``(readers, time)``, each reader at its sequence of the logits."""
-    batch, time, vocab = logits.shape
-    normalizers = log_normalizers(logits.reshape(-1, vocab)).reshape(batch, time)
-    chosen = logits[sequences[:, None], np.arange(time), targets]
-    result: NDArray[np.float32] = chosen - normalizers[sequences]
+    chosen = logits[sequences[:, None], np.arange(logits.shape[1]), targets]
+    result: NDArray[np.float32] = chosen - log_normalizers(logits)[sequences]
     return result

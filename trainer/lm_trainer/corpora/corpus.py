@@ -14,6 +14,7 @@ from lm_runtime.files import UnusableFileError, open_regular, read_pieces
 from lm_runtime.scoring.score import TextCount
 from lm_runtime.tokenizer import Tokenizer
 from lm_trainer.corpora.datasets import DATASETS, fetch
+from lm_trainer.corpora.inspection import inspect
 from lm_trainer.corpora.pydocs import write_pydocs
 from lm_trainer.corpora.token_file import Ids, TokenFile, write_token_file
 
@@ -56,6 +57,8 @@ class Corpus:
     """``train``, ``valid`` and perhaps ``test``."""
     remark: str
     """Where the splits are from, for the person at the terminal."""
+    notes: tuple[str, ...] = ()
+    """What that person should know of the texts' form."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ def find_corpus(argument: str, data: Path = DATA) -> Corpus:
         raise ValueError("CORPUS is empty; name a folder, a file or a corpus")
     if path.is_dir():
         return _folder(path.resolve().name, path)
-    if path.is_file():
+    if path.exists():
         return _one_file(path)
     if argument == "pydocs":
         return _folder(argument, write_pydocs(data))
@@ -114,14 +117,16 @@ def _folder(name: str, folder: Path) -> Corpus:
     for split in splits.values():
         if not split.path.exists():
             raise UnusableFileError(split.path, "missing; a corpus folder has train.txt and valid.txt")
-        open_regular(split.path, "text file").close()
+    notes = [text for split in splits.values() for text in inspect(split.path)]
+    for split in splits.values():
         if not split.size:
             raise UnusableFileError(split.path, "empty")
-    return Corpus(name, splits, f"{folder}: " + ", ".join(f"{name}.txt" for name in splits))
+    return Corpus(name, splits, f"{folder}: " + ", ".join(f"{name}.txt" for name in splits), tuple(notes))
 
 
 def _one_file(path: Path) -> Corpus:
     """Split by position: the test text is the last part, the validation text the one before it."""
+    notes = inspect(path)
     size = path.stat().st_size
     if not size:
         raise UnusableFileError(path, "empty")
@@ -139,7 +144,7 @@ def _one_file(path: Path) -> Corpus:
         "test": Split(path, test, size),
     }
     parts = ", ".join(f"{name} bytes {part.start:,} to {part.end:,}" for name, part in splits.items())
-    return Corpus(path.stem, splits, f"{path} split by position: {parts}")
+    return Corpus(path.stem, splits, f"{path} split by position: {parts}", notes)
 
 
 def _line_after(path: Path, position: int) -> int:

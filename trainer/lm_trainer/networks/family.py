@@ -12,8 +12,9 @@ from torch import Tensor
 from lm_trainer.config import ModelConfig, TrainingConfig
 from lm_trainer.families import implementation
 from lm_trainer.networks.base import LanguageModel
+from lm_trainer.training.columns import check_length
 from lm_trainer.training.job import Job
-from lm_trainer.training.loop import Trainer, check_length
+from lm_trainer.training.loop import Trainer
 from lm_trainer.training.snapshot import Snapshot
 
 

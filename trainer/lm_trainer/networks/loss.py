@@ -13,7 +13,7 @@ from torch.nn import functional as F
 def linear_cross_entropy(x: Tensor, weight: Tensor, bias: Tensor, target: Tensor) -> Tensor:
     """The mean over tokens of ``-log softmax(x weight' + bias)[target]``, in nats, a scalar of float32.
 
-    What is kept for the way back is the softmax, which becomes the logits' gradient in its place. Products
+    The softmax is kept for the backward pass, where it becomes the logits' gradient in its place. Products
     are in autocast's type where autocast is on, else in that of x.
 
     Args:
@@ -25,12 +25,12 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, bias: Tensor, target: Tensor
     kind = x.device.type
     if torch.is_autocast_enabled(kind):
         x = x.to(torch.get_autocast_dtype(kind))
-    with torch.autocast(kind, enabled=False):  # which would choose other types on the way here than back
+    with torch.autocast(kind, enabled=False):  # which would choose different types forward and backward
         return _apply(x, weight, bias, target)
 
 
 _ROWS = 32_768
-"""Of the weights' gradient: so many tokens' are made at a time, and converted."""
+"""Rows of the weights' gradient that are computed and converted at a time."""
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -39,7 +39,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight = weight.to(x.dtype)
         logits = F.linear(x, weight, bias.to(x.dtype))
         softmax = torch.softmax(logits, dim=1)
-        # By the largest probability, which cannot be rounded to 0 as that of the target can.
+        # From the largest probability, which is not rounded to 0 as the target's may be.
         normalizer = logits.amax(1).float() - softmax.amax(1).float().log()
         place = torch.arange(len(x), device=x.device), target
         loss = (normalizer - logits[place].float()).mean()
@@ -51,7 +51,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, dlogits = ctx.saved_tensors
-        scale = dloss / x.shape[0]  # on the small factors: the large one is not read again for it
+        scale = dloss / x.shape[0]  # of the small factors, so that the large one is not read again
         dx = ((dlogits @ weight) * scale).to(x.dtype)
         x = x * scale.to(x.dtype)
         dweight = torch.empty_like(weight, dtype=ctx.types)

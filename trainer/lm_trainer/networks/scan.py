@@ -1,9 +1,9 @@
 """Recurrent layers over a window of steps, forward and backward, for training on the CPU.
 
-torch's own modules multiply by the hidden weights' gradient at every step, or (LSTM) convert the weights at
-every step of the way back. Here each layer's input products are one matrix product, its weights' gradient
-another, and a step is one small product and the cell's arithmetic. Products are in the type of the weight
-that is given, bfloat16 in mixed precision; what is added up over time, the state, keeps the state's own type.
+torch's own modules add to the hidden weights' gradient at every step, and the LSTM converts the weights at
+every step of the backward pass. Here each layer's input products are one matrix product, its weights'
+gradient another, and a step is one small product and the cell's arithmetic. Products are in the type of the
+given weight, bfloat16 in mixed precision; the state, which is summed over time, keeps its own type.
 
 The formulas are those of torch.nn.LSTM, GRU and RNN, in the order of torch's gates.
 """
@@ -21,18 +21,19 @@ from torch.nn import functional as F
 def scan_layer(
     layer: nn.RNNBase, x: Tensor, state: tuple[Tensor, ...], w_hidden: Tensor
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """What ``layer`` computes of x ``(time, batch, input)`` and its state's tensors ``(1, batch, hidden)``.
+    """Run ``layer`` over x ``(time, batch, input)`` from its state's tensors ``(1, batch, hidden)``.
 
     Products are in autocast's type where autocast is on, else in that of the weights.
 
     Args:
         layer: torch's layer.
-        x: what it reads.
-        state: where it begins.
-        w_hidden: in place of its weights from the hidden state to itself, ``(gates * hidden, hidden)``.
+        x: the input.
+        state: the state before the first step.
+        w_hidden: its weights from the hidden state to itself, ``(gates * hidden, hidden)``, in place of its
+            own.
 
     Returns:
-        y ``(time, batch, hidden)`` in the products' type, and the state behind the last step in its own.
+        y ``(time, batch, hidden)`` in the products' type, and the state after the last step in its own.
     """
     w_input, b_input, b_hidden = (
         layer.get_parameter(f"{name}_l0") for name in ("weight_ih", "bias_ih", "bias_hh")
@@ -81,8 +82,8 @@ class _LstmScan(torch.autograd.Function):
         product, hs, cs, tanh_cs, values = ctx.saved_tensors
         time, batch, width = values.shape
         i, f, g, o = values.view(time, batch, 4, width // 4).unbind(2)
-        # What dc and dh are multiplied by at each step is known for all steps: large operations in place of
-        # small ones, which take as long to begin as to end.
+        # The factors of dc and dh are known for all steps, and are computed at once: a small operation takes
+        # most of its time to begin.
         dc_dh = (1 - tanh_cs * tanh_cs).mul_(o)
         factors = torch.empty_like(values).view(time, batch, 4, width // 4)
         di, df, dg, do = factors.unbind(2)
@@ -187,4 +188,4 @@ _SCANS: dict[str, Callable[..., tuple[Tensor, ...]]] = {
     "GRU": _GruScan.apply,
     "RNN_TANH": _RnnScan.apply,
 }
-"""By the layer's mode, as torch calls it."""
+"""By torch's name of the layer's mode."""

@@ -16,14 +16,15 @@ from lm_runtime.bundle import HIGHEST_ORDER
 from lm_runtime.models.ngram_tables import LARGEST_VOCABULARY, NgramTables
 
 FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)
-"""The discounts of counts 1, 2, and 3 or more, where the counts of counts tell none."""
+"""The discounts of counts 1, 2, and 3 or more, where they cannot be estimated."""
 
 _PART = 1 << 18
-"""How many n-grams are worked on at a time, where they need not be seen together."""
+"""N-grams per part, where not all are needed at once."""
 _NO_NGRAM = np.iinfo(np.uint64).max
 _LONGEST_TEXT = (1 << 32) - 2
 
-Ids = NDArray[np.unsignedinteger]
+_Numbers = NDArray[np.unsignedinteger]
+"""Of n-grams or tokens."""
 
 
 @dataclass
@@ -35,7 +36,7 @@ class _Level:
     offsets: NDArray[np.uint32]
     """Where those of each context begin: ``(contexts + 1,)``."""
     counts: NDArray[np.uint32]
-    """How often each was seen."""
+    """The occurrences of each."""
     suffixes: NDArray[np.uint32]
     """The number of the n-gram without its first word."""
     line_starts: slice
@@ -45,12 +46,12 @@ class _Level:
 def estimate(ids: NDArray[np.integer], vocab_size: int, eos_id: int, order: int = 5) -> NgramTables:
     """Interpolated modified Kneser-Ney estimates, in back-off form.
 
-    The probability of a word behind a context is ``(a - D(a)) / A + g * lower``: ``a`` is the count of the
-    n-gram, ``A`` the sum of the counts behind the context, ``D`` a discount for counts of 1, 2, and 3 or
-    more, ``g`` what the discounts leave over, and ``lower`` the probability behind the context without its
-    first word; for a single word ``lower`` is ``1 / vocab_size``. The longest n-grams, and those that begin
-    a line, count how often they were seen, the others how many different words were seen before them. So
-    every token has a probability above 0 behind every context, and together they have 1.
+    The probability of a word after a context is ``(a - D(a)) / A + g * lower``: ``a`` is the count of the
+    n-gram, ``A`` the sum of the counts after the context, ``D`` a discount for counts of 1, 2, and 3 or more,
+    ``g`` the share that the discounts leave, and ``lower`` the probability after the context without its
+    first word; for a single word ``lower`` is ``1 / vocab_size``. The count of the longest n-grams, and of
+    those that begin a line, is that of their occurrences; of the others, that of the different words before
+    them. So every token has a probability above 0 after every context, and they add up to 1.
 
     N-grams are numbered by sorting, length by length, the number of the n-gram before each word together
     with the word: numpy alone, no loop over tokens.
@@ -61,7 +62,7 @@ def estimate(ids: NDArray[np.integer], vocab_size: int, eos_id: int, order: int 
     and 0.6 GB; the same as 35.4 million tokens of byte-level BPE, 70 s and 1.3 GB.
 
     Args:
-        ids: the text ``(tokens,)``, integers; a line's end is ``eos_id``, and the text begins behind one.
+        ids: the text ``(tokens,)``, integers; a line's end is ``eos_id``, and the text begins after one.
             It may be memory-mapped.
         vocab_size: the number of tokens.
         eos_id: the id of a line's end.
@@ -82,7 +83,7 @@ def estimate(ids: NDArray[np.integer], vocab_size: int, eos_id: int, order: int 
     text = np.empty(ids.size + 1, dtype=_word_type(vocab_size))
     text[0] = eos_id
     text[1:] = ids
-    nodes: Ids = text
+    nodes: _Numbers = text
     usable = np.ones(text.size, dtype=np.bool_)
     level = _Level(
         words=np.empty(0, dtype=text.dtype),
@@ -117,8 +118,8 @@ def estimate(ids: NDArray[np.integer], vocab_size: int, eos_id: int, order: int 
 
 
 def _longer(
-    level: _Level, nodes: Ids, text: Ids, usable: NDArray[np.bool_], vocab_size: int, *, last: bool
-) -> tuple[_Level, Ids]:
+    level: _Level, nodes: _Numbers, text: _Numbers, usable: NDArray[np.bool_], vocab_size: int, *, last: bool
+) -> tuple[_Level, _Numbers]:
     """The n-grams that are a word longer than those of ``level``.
 
     Args:
@@ -171,7 +172,7 @@ def _longer(
 def _smooth(
     counts: NDArray[np.uint32], level: _Level, lower: NDArray[np.float32]
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """The probability of each n-gram, and the weight of ``lower`` behind each context.
+    """The probability of each n-gram, and the weight of ``lower`` after each context.
 
     Args:
         counts: the ``a`` of :func:`estimate` for each n-gram, ``(n-grams,)``.
@@ -182,9 +183,9 @@ def _smooth(
     total = _sums(counts, level.offsets)  # (contexts,)
     left = np.zeros(total.size)
     for number in (1, 2, 3):
-        counted = counts == number if number < 3 else counts >= number
-        left += discounts[number] * _sums(counted, level.offsets)
-    # A context that nothing follows says nothing.
+        of_number = counts == number if number < 3 else counts >= number
+        left += discounts[number] * _sums(of_number, level.offsets)
+    # A context without a successor leaves all to the lower order.
     backoff = np.divide(left, total, out=np.ones(total.size), where=total > 0)
     probabilities = np.empty(counts.size, dtype=np.float32)
     for start, end in _parts(counts.size):
@@ -196,7 +197,7 @@ def _smooth(
 
 
 def discounts_of(counts: NDArray[np.uint32]) -> tuple[float, float, float]:
-    """What is taken from counts of 1, 2, and 3 or more (Chen and Goodman 1998, equation 26).
+    """The discounts of counts of 1, 2, and 3 or more (Chen and Goodman 1998, equation 26).
 
     :data:`FALLBACK_DISCOUNTS` where the formula does not hold: no count is 1, 2, 3 or 4, as in a tiny text
     and for the characters of a large one, or a discount is not above 0 and below its count.
@@ -218,8 +219,8 @@ def _sums(values: NDArray[Any], offsets: NDArray[np.uint32]) -> NDArray[np.float
     return np.diff(sums[offsets]).astype(np.float64)
 
 
-def _occurrences(numbers: Ids, size: int) -> NDArray[np.uint32]:
-    """How often each number from 0 to ``size - 1`` occurs."""
+def _occurrences(numbers: _Numbers, size: int) -> NDArray[np.uint32]:
+    """The occurrences of each number from 0 to ``size - 1``."""
     counts = np.zeros(size, dtype=np.uint32)
     for start in range(0, numbers.size, max(_PART, size)):
         part = numbers[start : start + max(_PART, size)]

@@ -44,7 +44,7 @@ def train(plan: Plan, check_interrupted: Callable[[], None]) -> dict[str, Any] |
         InterruptedRunError: a signal ended it; the message says where it can be resumed.
         TrainingError: it cannot go on.
     """
-    device = pick_device(plan.run.device)
+    device = _device(plan)
     processes = Processes.join(device)
     out, first = plan.out, processes.is_first
     trainer = None
@@ -77,7 +77,7 @@ def try_out(plan: Plan) -> str:
     Raises:
         ValueError, UnusableFileError: the run could not begin; one line says why.
     """
-    device = pick_device(plan.run.device)
+    device = _device(plan)
     if Processes.join(device).count > 1:
         raise ValueError("--dry-run and --find-lr are for one process; leave out torchrun")
     recipe, pretrained = _recipe(plan, device)
@@ -85,6 +85,13 @@ def try_out(plan: Plan) -> str:
         return f"{trial.find_rate(plan.picture, plan.run.corpus, recipe, device, pretrained):.2g}"
     figures = trial.dry_run(plan.run.corpus, recipe, device, pretrained)
     return "\n".join(f"{name:<16}  {value}" for name, value in figures.items())
+
+
+def _device(plan: Plan) -> torch.device:
+    """Where to train; torch has the threads that are asked for from here on."""
+    if plan.run.threads is not None:
+        torch.set_num_threads(plan.run.threads)
+    return pick_device(plan.run.device)
 
 
 def _recipe(plan: Plan, device: torch.device) -> tuple[Preset, Pretrained | None]:
@@ -118,7 +125,7 @@ def _start(plan: Plan, device: torch.device, processes: Processes) -> ModelTrain
 def _resume(plan: Plan, device: torch.device, processes: Processes) -> ModelTrainer:
     tell = note if processes.is_first else _say_nothing
     seconds = plan.run.checkpoint_seconds
-    return resume(plan.out, None, dict(plan.held), device, seconds, processes, tell)
+    return resume(plan.out, None, dict(plan.held), device, seconds, processes, tell, plan.run.threads)
 
 
 def _train(trainer: ModelTrainer, out: Path, processes: Processes) -> None:

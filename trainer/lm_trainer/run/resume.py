@@ -31,6 +31,7 @@ def resume(
     checkpoint_seconds: float,
     processes: Processes,
     tell: Tell,
+    threads: int | None = None,
 ) -> ModelTrainer:
     """Resume a run at its last checkpoint.
 
@@ -43,6 +44,7 @@ def resume(
         checkpoint_seconds: as for :class:`lm_trainer.training.job.Job`.
         processes: as there.
         tell: takes lines for the person at the terminal.
+        threads: CPU threads in place of the run's own.
 
     Raises:
         UnusableFileError: the checkpoint or a token file cannot be used.
@@ -58,7 +60,7 @@ def resume(
         checkpoint.model_config.model_type,
     )
     length = {name: given[name] for name in _LENGTH if name in given and given[name] != own[name]}
-    checkpoint = _moved(_with_length(checkpoint, length), device, processes, tell)
+    checkpoint = _moved(_with_length(checkpoint, length), device, processes, threads, tell)
     job = make_job(
         run,
         checkpoint,
@@ -114,8 +116,10 @@ def _with_length(checkpoint: Checkpoint, length: dict[str, Any]) -> Checkpoint:
     return dataclasses.replace(checkpoint, training_config=recipe)
 
 
-def _moved(checkpoint: Checkpoint, device: torch.device, processes: Processes, tell: Tell) -> Checkpoint:
-    """The checkpoint as it goes on here: on this device, with these processes and the run's threads."""
+def _moved(
+    checkpoint: Checkpoint, device: torch.device, processes: Processes, threads: int | None, tell: Tell
+) -> Checkpoint:
+    """The checkpoint as it goes on here: on this device, with these processes and threads."""
     facts = checkpoint.facts
     if checkpoint.training_config:
         check_processes(processes.count, checkpoint.model_config.model_type, checkpoint.training_config)
@@ -125,6 +129,13 @@ def _moved(checkpoint: Checkpoint, device: torch.device, processes: Processes, t
             "the run goes on, but not bit for bit"
         )
         facts = dataclasses.replace(facts, processes=processes.count, threads=torch.get_num_threads())
+    elif threads not in (None, facts.threads):
+        if device.type == "cpu" and checkpoint.training_config:
+            tell(
+                f"note: the number of threads was {facts.threads} and is {threads}: "
+                "the run goes on, but not bit for bit"
+            )
+        facts = dataclasses.replace(facts, threads=threads)
     if device.type == "cpu":
         torch.set_num_threads(facts.threads)  # the order of sums depends on it
     if device.type != facts.device:

@@ -88,7 +88,8 @@ def start(
             stack.enter_context(held(place))
         partial = stack.enter_context(folder_beside(place))
         corpus = find_corpus(corpus_argument)
-        tell(f"corpus {corpus.name}: {corpus.remark}")
+        for text in (f"corpus {corpus.name}: {corpus.remark}", *corpus.notes):
+            tell(text)
         tokenizer, facts = _encode(
             partial, corpus, _resolved(corpus_argument), preset.tokenizer, pretrained, device, processes, tell
         )

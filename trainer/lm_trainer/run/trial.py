@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 
 from lm_runtime.commands import note
+from lm_runtime.folders import temporary_folder
 from lm_trainer.families import ModelTrainer
 from lm_trainer.presets import Preset
 from lm_trainer.run import rate_finder
@@ -27,8 +27,8 @@ def _trial(
     corpus: str, recipe: Preset, device: torch.device, pretrained: Pretrained | None
 ) -> Iterator[ModelTrainer]:
     """Within, a run that was set up in a temporary folder."""
-    with tempfile.TemporaryDirectory(prefix="lm-train-") as folder:
-        yield start(Path(folder) / "run", corpus, recipe, device, note, pretrained=pretrained)
+    with temporary_folder("lm-train-") as folder:
+        yield start(folder / "run", corpus, recipe, device, note, pretrained=pretrained)
 
 
 def dry_run(

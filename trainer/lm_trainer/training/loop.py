@@ -13,15 +13,14 @@ import math
 import time
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from lm_runtime.scoring.score import perplexity
-from lm_trainer.config import TrainingConfig
 from lm_trainer.networks.base import LanguageModel, TorchState, negative_log_likelihood
 from lm_trainer.networks.dropout import Dropout
 from lm_trainer.networks.loss import linear_cross_entropy
+from lm_trainer.training.columns import Columns
 from lm_trainer.training.forecast import forecast
 from lm_trainer.training.job import Job
 from lm_trainer.training.optimizer import learning_rate, load_state, make_optimizer
@@ -31,21 +30,6 @@ from lm_trainer.training.snapshot import Descent, Progress, Snapshot
 
 LOG_STEPS = 50
 """Steps between two records of the metrics, in an epoch that has at least that many."""
-
-
-def check_length(config: TrainingConfig, tokens: int) -> None:
-    """Check that a training text of ``tokens`` has a window in each column.
-
-    Raises:
-        ValueError: it is too short.
-    """
-    column = tokens // config.batch_size
-    if column <= config.seq_len:
-        raise ValueError(
-            f"the training text is too short: {tokens:,} tokens in {config.batch_size} columns are "
-            f"{column} steps each, and a window takes {config.seq_len + 1}; "
-            "give more text, or a smaller --batch-size or --seq-len"
-        )
 
 
 class Trainer:
@@ -61,7 +45,6 @@ class Trainer:
 
     def __init__(self, job: Job, model: LanguageModel) -> None:
         config, processes = job.recipe, job.processes
-        check_length(config, job.train.size)
         self.progress = Progress()
         self.model = model
         self.config = config
@@ -70,10 +53,9 @@ class Trainer:
         """Where the records go."""
         self._job = job
         self._processes = processes
-        self._columns = processes.columns(config.batch_size)
         self._device = model.device
-        self._column = job.train.size // config.batch_size
-        self.windows = (self._column - 1) // config.seq_len
+        self._columns = Columns(job.train, config, processes.columns(config.batch_size), self._device)
+        self.windows = self._columns.windows
         """Windows in an epoch."""
         self.epochs = config.epochs
         """Passes over the training text."""
@@ -121,7 +103,7 @@ class Trainer:
             if list(whole.shape) != expected:
                 raise ValueError(f"the state {tensor.name} is {list(whole.shape)}, not {expected}")
         self._state = tuple(
-            whole.to(self._device).narrow(axis, self._columns.start, len(self._columns)).contiguous()
+            whole.to(self._device).narrow(axis, self._columns.own.start, len(self._columns)).contiguous()
             for whole, axis in zip(descent.hidden, self._batch_axes, strict=True)
         )
 
@@ -257,24 +239,12 @@ class Trainer:
     def _groups(self, window: int) -> Iterator[tuple[Tensor, Tensor, TorchState]]:
         """A window's input and target ids ``(columns, time)`` and their state, for each group of columns."""
         groups = self.config.accumulate
-        token, target = (ids.chunk(groups) for ids in self._window(window))
+        token, target = (ids.chunk(groups) for ids in self._columns.window(window))
         states = (
             tensor.chunk(groups, axis) for tensor, axis in zip(self._state, self._batch_axes, strict=True)
         )
         for group, state in enumerate(zip(*states, strict=True)):
             yield token[group], target[group], tuple(tensor.contiguous() for tensor in state)
-
-    def _window(self, window: int) -> tuple[Tensor, Tensor]:
-        """Input and target ids ``(columns, time)``; the target is the input's next token."""
-        start = window * self.config.seq_len
-        rows = [
-            self._job.train[column * self._column + start :][: self.config.seq_len + 1]
-            for column in self._columns
-        ]
-        ids = torch.from_numpy(np.stack(rows).astype(np.int64))
-        if self._device.type == "cuda":  # from pinned memory nothing waits for the steps before
-            ids = ids.pin_memory().to(self._device, non_blocking=True)
-        return ids[:, :-1], ids[:, 1:]
 
     def _record(self, observer: Observer) -> None:
         progress = self.progress

@@ -49,7 +49,7 @@ def load_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any], config: 
     for number, state in states.items():
         found = {name: value for name, value in state.items() if value is not None}
         if found.keys() != expected.keys():
-            raise ValueError(f"the optimizer's state has {', '.join(found)}")
+            raise ValueError(f"the optimizer's state has {', '.join(found) or 'nothing'}")
         for name, value in found.items():
             if value.shape != (parameters[number].shape if expected[name] else ()):
                 raise ValueError(f"the optimizer's {name} of weight {number} is {list(value.shape)}")

@@ -1,4 +1,4 @@
-"""The processes that train one model together, as ``torchrun`` starts them; mostly there is one.
+"""The processes that train one model together, as ``torchrun`` starts them; usually there is one.
 
 Each has the whole model and some columns of the batch. Knows nothing about models, texts or files.
 """
@@ -26,7 +26,7 @@ _PATIENCE = timedelta(days=7)
 class Processes:
     """This process and those that train with it.
 
-    One process alone has nobody to ask: nothing below does anything there.
+    For one process alone, none of the methods does anything.
 
     Args:
         rank: which of them this is, from 0.
@@ -52,8 +52,8 @@ class Processes:
         """
         if not started_together():
             return ALONE
-        # Its functions keep the group that is there when they are imported, as torch's optimizers do: the
-        # group's threads would outlive destroy_process_group, and may abort a process that is ending.
+        # Imported after the group is made, as torch's optimizers import it, it would keep the group: threads
+        # outlive destroy_process_group then, and may abort a process that is ending.
         importlib.import_module("torch.distributed.nn.functional")
         backend = "gloo"
         if device.type == "cuda":
@@ -61,7 +61,7 @@ class Processes:
             if local >= gpus:
                 raise ValueError(
                     f"each process needs a GPU of its own, and this machine has {gpus}; "
-                    "start as many processes, or give --device cpu"
+                    f"start {gpus} processes, or give --device cpu"
                 )
             torch.cuda.set_device(local)
             backend = "cpu:gloo,cuda:nccl"
@@ -78,7 +78,7 @@ class Processes:
     def sum(self, tensors: Sequence[Tensor]) -> None:
         """Put the sum over all processes into each of ``tensors``, to the same bits everywhere.
 
-        A model has few and large ones: a copy of them all in one piece takes longer than it saves.
+        A model has few and large tensors: copying them into one would take longer than it saves.
         """
         if self.count > 1:
             with _together():
@@ -86,7 +86,7 @@ class Processes:
                     work.wait()
 
     def any(self, *flags: bool) -> list[bool]:
-        """Of each flag, whether it is set in one of the processes."""
+        """Whether each flag is set in one of the processes at least."""
         if self.count == 1:
             return list(flags)
         highest = torch.tensor(flags, dtype=torch.uint8)
@@ -95,7 +95,7 @@ class Processes:
         return [bool(flag) for flag in highest]
 
     def from_first(self, *numbers: float) -> list[float]:
-        """The numbers that the first process gives, once it does."""
+        """The numbers of the first process; the others wait for it."""
         if self.count == 1:
             return list(numbers)
         given = torch.tensor(numbers, dtype=torch.float64)
@@ -115,12 +115,12 @@ class Processes:
         return gathered
 
     def columns(self, batch_size: int) -> range:
-        """This process's columns of a batch; each has as many."""
+        """This process's columns of a batch; all processes have the same number."""
         share = batch_size // self.count
         return range(self.rank * share, (self.rank + 1) * share)
 
     def leave(self) -> None:
-        """Wait until all are here, and part."""
+        """Wait for all others, and leave the group."""
         if self.count > 1:
             self.any(False)
             dist.destroy_process_group()
@@ -137,7 +137,8 @@ def started_together() -> bool:
 def is_first_to_fail() -> bool:
     """Whether no other of the processes has failed before this one: the first says why.
 
-    From here on torchrun's signal to the others of a process that failed is ignored: they end by themselves.
+    From here on the signal is ignored that torchrun sends to the processes beside a failed one: they end by
+    themselves.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
@@ -148,14 +149,14 @@ def is_first_to_fail() -> bool:
 
 @functools.cache
 def _store() -> Any:
-    """What torchrun keeps for all processes, whichever of them end."""
+    """torchrun's store, which stays when processes end."""
     store, _, _ = next(rendezvous("env://"))
     return store
 
 
 @contextmanager
 def _together() -> Iterator[None]:
-    """Around what takes all processes: torch has many words for one that is not there."""
+    """Around what needs all processes: torch has many errors for one that has ended."""
     try:
         yield
     except RuntimeError as error:
