@@ -81,7 +81,7 @@ BAD_CHECKPOINTS: list[tuple[Callable[[Path, Path], object], str]] = [
     (with_other_text, "the held-out text has tokens that are not in the vocabulary"),
     (
         of_a_family_that_is_not_known,
-        "damaged: model_type must be one of lstm, gru, rnn, window, ngram, got perceptron",
+        "damaged: model_type must be lstm, gru, rnn, window or ngram, got perceptron",
     ),
     (without_weights, "damaged: "),
 ]
