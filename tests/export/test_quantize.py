@@ -120,8 +120,8 @@ def test_a_projection_is_in_the_graph_and_in_int8(
 ) -> None:
     _, config = make(2, tied, family=family)
     sizes: dict[str, Any] = {"vocab_size": vocabulary, "embedding_dim": 40, "hidden_size": 56}
-    network = ModelConfig(**sizes, num_layers=2, tied=tied, model_type=family, projection=40)
-    model = make_model(network, torch.Generator().manual_seed(2))
+    model_config = ModelConfig(**sizes, num_layers=2, tied=tied, model_type=family, projection=40)
+    model = make_model(model_config, torch.Generator().manual_seed(2))
     config = dataclasses.replace(config, **sizes, projection=40, states=model.states)
     graph = make_step_graph(model, config)
     assert [node.op_type for node in graph.graph.node].count("MatMul") == 2
