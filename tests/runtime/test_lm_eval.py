@@ -60,7 +60,7 @@ TASKS: dict[str, tuple[list[dict[str, Any]], str]] = {
     "tiny_generation": (
         STARTS,
         "{output_type: generate_until, doc_to_text: '{{start}}', doc_to_target: '{{end}}',"
-        " generation_kwargs: {until: ['\\n'], max_gen_toks: 12}, metric_list: [{metric: bypass}]}",
+        ' generation_kwargs: {until: ["\\n"], max_gen_toks: 12}, metric_list: [{metric: bypass}]}',
     ),
 }
 
