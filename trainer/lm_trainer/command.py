@@ -152,7 +152,7 @@ class _TrainCommand(Command):
     show_default=True,
     help="Where to train.",
 )
-@click.option("--tokenizer", type=str, help="word, char, bpe, or a tokenizer.json.")
+@click.option("--tokenizer", type=str, help="word, char, bpe, a tokenizer.json, or a SentencePiece .model.")
 @click.option("--vocab-size", type=int, help="Most tokens in the vocabulary.")
 @click.option("--min-frequency", type=int, help="Leave out what comes less often.")
 @click.option("--model", type=click.Choice(list(FAMILIES)), help="The kind of model; lstm if none is named.")

@@ -20,7 +20,7 @@ class TokenizerConfig:
     """How the corpus is cut into tokens."""
 
     tokenizer: str = "bpe"
-    """word, char, bpe, or the path of a ``tokenizer.json``."""
+    """word, char, bpe, or the path of a ``tokenizer.json`` or of a SentencePiece ``.model``."""
     vocab_size: int = 2048
     """The most tokens in the vocabulary, ``<eos>`` and ``<unk>`` included."""
     min_frequency: int = 1
@@ -32,8 +32,8 @@ class TokenizerConfig:
 
     @property
     def is_file(self) -> bool:
-        """Whether a ``tokenizer.json`` is given, which has its vocabulary."""
-        return self.tokenizer.endswith(".json")
+        """Whether a file is given, which has its vocabulary."""
+        return self.tokenizer.endswith((".json", ".model"))
 
 
 OPTIONS = {"model_type": "model", "num_layers": "layers"}
