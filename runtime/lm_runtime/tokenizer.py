@@ -29,7 +29,7 @@ UNK = "<unk>"
 ANY_CHARACTER = r"[\s\S]"
 """The pattern that cuts a text into characters."""
 # What other makers of tokenizer.json call the same thing.
-_EOS_NAMES = (EOS, "</s>", "<|endoftext|>", "<|end_of_text|>", "[SEP]")
+_EOS_NAMES = (EOS, "</s>", "<sos/eos>", "<|endoftext|>", "<|end_of_text|>", "[SEP]")
 _UNK_NAMES = (UNK, "[UNK]", "<|unk|>")
 _BATCH_CHARACTERS = 1 << 20
 _CONTEXT = 8

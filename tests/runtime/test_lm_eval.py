@@ -128,6 +128,16 @@ def alone(model: Any, context: Sequence[int], continuation: Sequence[int]) -> tu
     return float(total), bool(greedy)
 
 
+def greedy_ids(model: Any, context: Sequence[int]) -> list[int]:
+    """The three most probable tokens after a context, each after those before it."""
+    found: list[int] = []
+    for _ in range(3):
+        text = [model.tokenizer.eos_id, *context, *found]
+        logits, _ = model.step(np.array([text]), lm_runtime.initial_state(model, 1))
+        found.append(int(logits[0, -1].argmax()))
+    return found
+
+
 def test_rolling_bits_a_byte_are_those_of_lm_score(evaluated: dict[str, Any], tmp_path: Path) -> None:
     scored = json.loads(run_command("lm-score", FIXTURE, TINY / "valid.txt", "--json", cwd=tmp_path).stdout)
     found = evaluated["results"]["tiny_rolling"]["bits_per_byte,none"]
@@ -191,6 +201,10 @@ def test_scores_do_not_depend_on_what_is_scored_with_them(model: Any) -> None:
     contexts = [[], *(ids(200) for _ in range(40))]
     pairs = [(contexts[random.integers(len(contexts))], ids(30)) for _ in range(90)]
     pairs.append(([], ids(900)))
+    for context in contexts[:5]:
+        best = greedy_ids(model, context)
+        pairs += [(context, best), (context, [*best[:-1], (best[-1] + 1) % model.tokenizer.vocab_size])]
+    assert {greedy for _, greedy in score_pairs(model, pairs[-10:])} == {True, False}
     for pair, (value, greedy) in zip(pairs, score_pairs(model, pairs), strict=True):
         expected, flag = alone(model, *pair)
         assert (value, greedy) == (pytest.approx(expected, rel=ROUNDING, abs=ROUNDING), flag)

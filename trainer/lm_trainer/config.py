@@ -25,7 +25,9 @@ _LARGEST = 1 << 20
 class TokenizerConfig:
     """How the corpus is cut into tokens."""
 
-    tokenizer: str = setting("bpe", help="word, char, bpe, or a tokenizer.json.", group=VOCABULARY)
+    tokenizer: str = setting(
+        "bpe", help="word, char, bpe, a tokenizer.json, or a SentencePiece .model.", group=VOCABULARY
+    )
     vocab_size: int = setting(
         2048,
         help="Most tokens in the vocabulary, <eos> and <unk> included.",
@@ -46,8 +48,8 @@ class TokenizerConfig:
 
     @property
     def is_file(self) -> bool:
-        """Whether a ``tokenizer.json`` is given, which has its vocabulary."""
-        return self.tokenizer.endswith(".json")
+        """Whether a ``tokenizer.json`` or a SentencePiece ``.model`` is given, which has its vocabulary."""
+        return self.tokenizer.endswith((".json", ".model"))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer as Engine
 
 from lm_runtime.tokenizer import ANY_CHARACTER, EOS, UNK, Tokenizer
 from lm_trainer.config import TokenizerConfig
+from lm_trainer.corpora.sentencepiece import read_sentencepiece
 
 _BYTES = 256
 _LONGEST_RUN = 1000
@@ -40,8 +41,12 @@ def make_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
             engine = _byte_level_bpe(config, texts)
         case path if path.endswith(".json"):
             return Tokenizer.from_file(Path(path))
+        case path if path.endswith(".model"):
+            return read_sentencepiece(Path(path))
         case other:
-            raise ValueError(f"tokenizer must be word, char, bpe or a tokenizer.json, got {other}")
+            raise ValueError(
+                f"tokenizer must be word, char, bpe, a tokenizer.json or a SentencePiece .model, got {other}"
+            )
     # For other readers of the file, who then end lines as this project does.
     engine.post_processor = processors.TemplateProcessing(
         single=f"$A {EOS}", special_tokens=[(EOS, engine.token_to_id(EOS))]
