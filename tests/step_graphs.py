@@ -10,7 +10,7 @@ import torch
 from lm_runtime.bundle import BundleConfig
 from lm_trainer.config import ModelConfig
 from lm_trainer.networks.base import LanguageModel
-from lm_trainer.networks.registry import make_model
+from lm_trainer.networks.family import make_model
 
 SHAPES = [(1, 1), (3, 5), (2, 64)]
 

@@ -190,8 +190,13 @@ def _is_kind(value: object, kind: type) -> bool:
 def _is_within(entry: Setting, value: Real) -> bool:
     """Written so that NaN is out of every range, and infinity of one without an end."""
     number: Any = value
-    if entry.kind is float and not math.isfinite(number):
-        return False
+    if entry.kind is float:
+        try:
+            number = float(number)
+        except OverflowError:  # an integer beyond every float
+            return False
+        if not math.isfinite(number):
+            return False
     return (
         (entry.low is None or number >= entry.low)
         and (entry.high is None or number <= entry.high)

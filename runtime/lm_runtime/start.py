@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 
-if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as behind nohup
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as by nohup
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 

@@ -300,7 +300,7 @@ class PanicException(BaseException):
     """As pyo3 has it for libraries in Rust."""
 
 
-class RuntimeException(Exception):  # noqa: N818
+class RuntimeException(Exception):  # noqa: N818 - onnxruntime's own name
     """As onnxruntime has it, which is no RuntimeError."""
 
 

@@ -24,8 +24,8 @@ from lm_runtime.bundle import BundleConfig, StateTensor
 from lm_trainer.config import ModelConfig
 from lm_trainer.families import FAMILIES
 from lm_trainer.networks.base import LanguageModel, TorchState
+from lm_trainer.networks.family import make_model
 from lm_trainer.networks.recurrent import CELLS
-from lm_trainer.networks.registry import make_model
 
 CLOSE = 1e-5
 """fp32's rounding in another order of operations, for logits below 10."""

@@ -19,8 +19,8 @@ from lm_export.graph import NEWEST_OPSET, OLDEST_OPSET, make_step_graph
 from lm_export.quantize import quantize_int8
 from lm_runtime.bundle import LOGITS_FROM
 from lm_trainer.config import ModelConfig
+from lm_trainer.networks.family import make_model
 from lm_trainer.networks.recurrent import CELLS, RecurrentLM
-from lm_trainer.networks.registry import make_model
 from step_graphs import largest_difference, make, random_state, shapes
 
 

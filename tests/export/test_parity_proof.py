@@ -14,7 +14,6 @@ from conftest import Invoke
 from lm_export import bundle_writer, parity
 from lm_export.command import main
 from lm_trainer.networks.base import LanguageModel, TorchStepModel
-from lm_trainer.networks.registry import step_model
 from lm_trainer.run.checkpoint import load_checkpoint, restore_model
 
 
@@ -44,7 +43,7 @@ def test_a_state_that_is_not_carried_fails_the_proof(family_run: Path, family_bu
     model, tokenizer = restore_model(load_checkpoint(family_run))
     exported = lm_runtime.load(family_bundle)
     held_out = load_checkpoint(family_run).facts.held_out.numpy()
-    reference = step_model(model, tokenizer)
+    reference = model.step_model(tokenizer)
     assert parity.compare(reference, exported, held_out).holds
 
     class Forgetful:

@@ -21,8 +21,9 @@ from lm_export.graph import make_step_graph
 from lm_export.quantize import quantize_int8
 from lm_runtime.bundle import LOGITS_FROM
 from lm_trainer.config import ModelConfig
+from lm_trainer.networks.family import make_model
 from lm_trainer.networks.recurrent import CELLS
-from lm_trainer.networks.registry import NETWORKS, make_model
+from small_runs import NETWORKS
 from step_graphs import largest_difference, make, shapes
 
 INT8 = {

@@ -11,7 +11,6 @@ import lm_runtime
 from conftest import SMALL, TINY, run_command
 from lm_runtime.generation.generate import generate_samples
 from lm_runtime.sampling.params import SamplingParams
-from lm_trainer.networks.registry import step_model
 from lm_trainer.run.checkpoint import load_checkpoint, restore_model
 
 
@@ -20,7 +19,7 @@ def test_torch_and_the_bundle_sample_the_same_ids_and_text(family_run: Path, fam
     params = SamplingParams(max_tokens=150, temperature=0.9, top_p=0.95)
     texts = [
         list(generate_samples(candidate, "Mara wrote", params, seed=9, indices=(0, 1, 2)))
-        for candidate in (step_model(model, tokenizer), lm_runtime.load(family_bundle))
+        for candidate in (model.step_model(tokenizer), lm_runtime.load(family_bundle))
     ]
     assert texts[0] == texts[1]
 

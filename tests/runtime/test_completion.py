@@ -257,6 +257,13 @@ def test_options_that_do_not_go_together_are_refused(invoke: Invoke, options: li
     one_line(err)
 
 
+def test_a_name_as_long_as_the_system_takes_is_no_hindrance(invoke: Invoke, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "in.jsonl", [{"prompt": "the"}])
+    name = "x" * 249 + ".jsonl"  # 255 bytes
+    assert invoke(lm_generate, FIXTURE, "--input", "in.jsonl", "--output", name)[0] == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", name}
+
+
 def test_a_run_that_was_interrupted_goes_on_and_ends_the_same(invoke: Invoke, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "in.jsonl", [{"id": n, "prompt": PROMPTS[n % 6]} for n in range(3000)])
     arguments = [FIXTURE, "--input", "in.jsonl", "--max-tokens", 20, "--seed", 2, "--output", "out.jsonl"]

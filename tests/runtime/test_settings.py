@@ -44,6 +44,7 @@ class Recipe:
         ({"heat": 0}, "heat must be above 0, got 0"),
         ({"heat": math.inf}, "heat must be above 0, got inf"),
         ({"heat": math.nan}, "heat must be above 0, got nan"),
+        ({"heat": 10**400}, f"heat must be above 0, got {short(10**400)}"),
         ({"salt": 1}, "salt must be at least 0 and below 1, got 1"),
         ({"grain": "rice"}, "grain must be rye, oat or wheat, got rice"),
         ({"grain": 5}, "grain must be a string, got 5"),

@@ -43,8 +43,12 @@ class Form:
         """
 
     def write_tables(self, model: Any, folder: Path) -> None:
-        """Write the files that stand in the place of a graph into the bundle's ``folder``."""
-        raise NotImplementedError
+        """Write the files that stand in the place of a graph into the bundle's ``folder``.
+
+        Raises:
+            NotImplementedError: the family has a graph, or its form lacks this method.
+        """
+        raise NotImplementedError(f"{type(self).__name__} writes no tables")
 
     def layers(self, config: BundleConfig) -> Layers:
         """The layers that ``--quantize int8`` turns into int8, and those that stay in fp32.

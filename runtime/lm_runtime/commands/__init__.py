@@ -89,9 +89,8 @@ class Command(GroupedCommand):
             self._fail(
                 f"{error.name} is not installed; install the {called} extra: pip install 'steplm[{extra}]'", 1
             )
-        except (
-            ImportError
-        ) as error:  # of a library that is there: no memory for it, or another one is missing
+        except ImportError as error:
+            # A library that is installed: there is no memory for it, or it misses another one.
             self._fail(str(error), 1)
         except MemoryError:
             self._fail("out of memory", 1)
@@ -150,7 +149,7 @@ def _fill_closed_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, which is this one
     if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
+        sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False)
 
 
 @contextmanager

@@ -32,7 +32,7 @@ class Option(click.Option):
         self.group = group
 
 
-class EscapedText(click.ParamType):  # type: ignore[type-arg]
+class EscapedText(click.ParamType):  # type: ignore[type-arg]  # older versions of click take no argument
     """Text in which a backslash begins an escape, by the rules of JSON."""
 
     name = "text"
@@ -53,7 +53,7 @@ option = partial(click.option, cls=Option)
 """As ``click.option``, with a ``group``."""
 
 
-class _Choice(click.Choice):  # type: ignore[type-arg]
+class _Choice(click.Choice):  # type: ignore[type-arg]  # the same
     """One of several strings, to which more may be added after the option is made."""
 
     def __init__(self, strings: Collection[str]) -> None:
@@ -111,23 +111,13 @@ def unescape(text: str) -> str:
         raise ValueError("half a surrogate pair is escaped") from None
 
 
-def option_of(entry: Setting, *, default: str = "") -> Option:
-    """The option for a setting; it is None, or empty where it is repeatable, unless it is given.
-
-    The record checks the range, so that all doors refuse a value in the same words.
-
-    Args:
-        entry: from :func:`lm_runtime.settings.settings_of`.
-        default: what ``--help`` says of a value that is not given.
-    """
-    names, attributes = _arguments(entry, default)
-    return Option(names, **attributes)
-
-
 def settings_options(
     record: type, *, omit: Collection[str] = (), defaults: Callable[[Setting], str] | None = None
 ) -> Callable[[_Function], _Function]:
     """Give a command an option for every setting of a record; the command gets them by the fields' names.
+
+    An option is None, or empty where it is repeatable, unless it is given. The record checks the range, so
+    that all doors refuse a value in the same words.
 
     Args:
         record: a dataclass with settings.

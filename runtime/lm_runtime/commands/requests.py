@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from lm_runtime.commands import Progress, note
-from lm_runtime.files import UnusableFileError, is_read_once, lock, open_own, read_lines
+from lm_runtime.files import UnusableFileError, hidden_name, is_read_once, lock, open_own, read_lines
 from lm_runtime.generation.complete import Request, complete
 from lm_runtime.models.protocol import BundleModel
 from lm_runtime.sampling.params import SamplingParams
@@ -158,7 +158,7 @@ def _lines_to(output: Path | None, settings: str) -> Iterator[tuple[IO[bytes], i
     if output is None:
         yield sys.stdout.buffer, 0
         return
-    partial = output.with_name(f".{output.name}.{settings}.partial")
+    partial = output.with_name(hidden_name(output.name, settings, "partial"))
     with open_own(partial) as file:
         own = os.fstat(file.fileno())
         # A run that ended just now has renamed the file between the opening and the lock.

@@ -16,6 +16,7 @@ from lm_runtime.files import UnusableFileError
 from lm_runtime.models.protocol import StepModel
 from lm_runtime.scoring.score import Score, read_texts
 from lm_runtime.scoring.texts import score_texts
+from lm_runtime.settings import check_number, short
 
 _LARGEST_WEIGHT = 1_000_000
 _SPACES = " \t"
@@ -62,8 +63,7 @@ def rescore(model: StepModel, hypotheses: Iterable[Hypothesis], weight: float = 
     Raises:
         ValueError: the weight is out of its range.
     """
-    if not abs(weight) <= _LARGEST_WEIGHT:
-        raise ValueError(f"weight must be from -{_LARGEST_WEIGHT} to {_LARGEST_WEIGHT}, got {weight}")
+    check_number("weight", weight, float, low=-_LARGEST_WEIGHT, high=_LARGEST_WEIGHT)
     lists: dict[str, list[Rescored]] = {}
     given, scored = itertools.tee(hypotheses)
     scores = score_texts(model, (hypothesis.text for hypothesis in scored))
@@ -85,12 +85,8 @@ def read_hypotheses(path: str | Path) -> Iterator[Hypothesis]:
     for number, line in enumerate(read_texts(path), start=1):
         id_, score, text = (*_SEPARATOR.split(line.strip(_SPACES), maxsplit=2), "", "")[:3]
         if not score:
-            raise UnusableFileError(path, f"line {number}: not an id, a score and a text: {_short(line)}")
+            raise UnusableFileError(path, f"line {number}: not an id, a score and a text: {short(line)}")
         value = float(score) if _NUMBER.fullmatch(score) else math.nan
         if not math.isfinite(value):
-            raise UnusableFileError(path, f"line {number}: the score is no number: {_short(score)}")
+            raise UnusableFileError(path, f"line {number}: the score is no number: {short(score)}")
         yield Hypothesis(id_, value, text)
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 40 else f"{text[:40]}...")

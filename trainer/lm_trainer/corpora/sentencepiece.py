@@ -111,9 +111,8 @@ def _unigram(model: SentencePieceModel) -> models.Unigram:
     vocabulary = []
     for piece in model.pieces:
         score = piece.score if piece.kind == Kind.NORMAL else lowest
-        if (
-            piece.kind == Kind.USER_DEFINED
-        ):  # SentencePiece's own rule; what is lower would lower unknown text
+        if piece.kind == Kind.USER_DEFINED:
+            # SentencePiece's own rule; what is lower would lower unknown text.
             score = max(lowest, highest * len(piece.text.encode()) - 0.1)
         vocabulary.append((piece.text, score))
     unknown = [piece.kind for piece in model.pieces].index(Kind.UNKNOWN)

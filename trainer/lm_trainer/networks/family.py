@@ -39,9 +39,8 @@ class NetworkFamily:
         """As :meth:`lm_trainer.families.Implementation.new_model`."""
         model = self.make(config, torch.Generator().manual_seed(recipe.seed))
         if recipe.initial_weights == "scaled":
-            generator = torch.Generator().manual_seed(
-                -1 - recipe.seed
-            )  # no other seed of the run is negative
+            # No other seed of the run is negative.
+            generator = torch.Generator().manual_seed(-1 - recipe.seed)
             model.scale_weights(torch.from_numpy(log_frequencies()), generator)
         return model
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -27,6 +26,7 @@ from lm_trainer.run.setup import start
 from lm_trainer.training import terminal
 from lm_trainer.training.processes import Processes
 from lm_trainer.training.progress import InterruptedRunError
+from lm_trainer.training.signals import ignore_signals
 
 
 def train(plan: Plan, check_interrupted: Callable[[], None]) -> dict[str, Any] | None:
@@ -125,7 +125,7 @@ def _start(plan: Plan, device: torch.device, processes: Processes) -> ModelTrain
 def _resume(plan: Plan, device: torch.device, processes: Processes) -> ModelTrainer:
     tell = note if processes.is_first else _say_nothing
     seconds = plan.run.checkpoint_seconds
-    return resume(plan.out, None, dict(plan.held), device, seconds, processes, tell, plan.run.threads)
+    return resume(plan.out, dict(plan.held), device, seconds, processes, tell, plan.run.threads)
 
 
 def _train(trainer: ModelTrainer, out: Path, processes: Processes) -> None:
@@ -135,8 +135,7 @@ def _train(trainer: ModelTrainer, out: Path, processes: Processes) -> None:
         with terminal.watching(trainer, processes) as observer:
             trainer.train(observer)
     except InterruptedRunError:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)  # once is enough
+        ignore_signals()  # once is enough
         processes.leave()
         raise InterruptedRunError(
             f"stopped at step {trainer.progress.step:,} of {trainer.total_steps:,}; "

@@ -25,7 +25,6 @@ _PATHS = ("corpus", "init", "tokenizer")
 
 def resume(
     run: Path,
-    corpus_argument: str | None,
     given: dict[str, Any],
     device: torch.device,
     checkpoint_seconds: float,
@@ -37,9 +36,9 @@ def resume(
 
     Args:
         run: its folder.
-        corpus_argument: the corpus, if it was named again; it must be the run's.
-        given: settings by their field's name, as for a new run. Only ``epochs`` and ``patience`` may differ
-            from the run's: there may be more epochs, or fewer of those that have not begun.
+        given: settings by their field's name, as for a new run, and the corpus if it was named again. Only
+            ``epochs`` and ``patience`` may differ from the run's: there may be more epochs, or fewer of
+            those that have not begun.
         device: where to go on.
         checkpoint_seconds: as for :class:`lm_trainer.training.job.Job`.
         processes: as there.
@@ -54,11 +53,7 @@ def resume(
     checkpoint = load_checkpoint(path, mapped=False)  # the optimizer's tensors become the trainer's
     tokenizer = restore_tokenizer(checkpoint)
     own = _own_settings(checkpoint)
-    _check_given(
-        given if corpus_argument is None else {**given, "corpus": corpus_argument},
-        own,
-        checkpoint.model_config.model_type,
-    )
+    _check_given(given, own, checkpoint.model_config.model_type)
     length = {name: given[name] for name in _LENGTH if name in given and given[name] != own[name]}
     checkpoint = _moved(_with_length(checkpoint, length), device, processes, threads, tell)
     job = make_job(

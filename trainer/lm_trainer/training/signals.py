@@ -13,6 +13,13 @@ _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 """Of the signals; the last one comes from a terminal that is closed, and only Unix has it."""
 
 
+def ignore_signals() -> None:
+    """Ignore further requests to stop, once the checkpoint is written and the process is about to end."""
+    for name in _NAMES:
+        if number := getattr(signal, name, None):
+            signal.signal(number, signal.SIG_IGN)
+
+
 class StopSignals:
     """As a context: notes a signal that asks the run to stop, in place of ending the process."""
 
