@@ -8,7 +8,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-import re
+import unicodedata
 from bisect import bisect_left
 from collections import defaultdict
 from functools import lru_cache
@@ -30,7 +30,6 @@ _NEGLIGIBLE = 1e-3
 """Words this much less probable than the best one are not looked for."""
 _LONGEST = 64
 """Bytes of a word; what is longer is none."""
-_TYPED = re.compile(r"([^\S\n]?)([\w'’]*)\Z")
 
 
 def split_typed(text: str) -> tuple[str, str]:
@@ -39,7 +38,11 @@ def split_typed(text: str) -> tuple[str, str]:
     >>> split_typed("I do not kn")
     ('I do not', ' kn')
     """
-    start = _TYPED.search(text).start()  # type: ignore[union-attr]  # it matches the empty end, too
+    start = len(text)
+    while start and _is_of_a_word(text[start - 1]):
+        start -= 1
+    if start and text[start - 1].isspace() and text[start - 1] != "\n":
+        start -= 1
     return text[:start], text[start:]
 
 
@@ -64,15 +67,17 @@ def complete_word(
         ValueError: k is out of its range.
     """
     check_number("k", k, int, low=1, high=1000)
+    search = _Search(model, k)
     if isinstance(prompt, Session):
         session, spelled = prompt, typed or ""
         session.require_rest()
-        if not spelled[:1].isspace() and session.token != model.tokenizer.eos_id:
-            spelled = f" {spelled}"
+        in_line = session.token != model.tokenizer.eos_id
     else:
         context, spelled = (prompt, typed) if typed is not None else split_typed(prompt)
-        session = Session.start(model, context)
-    search = _Search(model, k)
+        session, in_line = Session.start(model, context), False
+    begins_line = session.token == model.tokenizer.eos_id and search.spaces_lines
+    if (in_line or begins_line) and not spelled[:1].isspace():
+        spelled = f" {spelled}"
     search.begin(session, spelled)
     for _ in range(_CALLS):
         if search.is_decided:
@@ -93,6 +98,11 @@ class _Search:
         # What is to be read, the most probable first: -log p, order, bytes, what is left of the typed text,
         # the token, and the state before it.
         self._open: list[tuple[float, int, bytes, bytes, int, State]] = []
+
+    @property
+    def spaces_lines(self) -> bool:
+        """Whether the tokenizer puts a space before the first word of a line, as SentencePiece does."""
+        return self._vocabulary.spaces_lines
 
     def begin(self, session: Session, spelled: str) -> None:
         """Read the session's last token; go on with every token that may spell the text."""
@@ -141,8 +151,8 @@ class _Search:
             else:
                 self._push(so_far + values[token], text, b"", token, state)
         for token in vocabulary.beginning_of(rest):
-            piece = vocabulary.bytes[token]
-            self._push(so_far + values[token], spelled + piece, rest[len(piece) :], token, state)
+            part = vocabulary.bytes[token]
+            self._push(so_far + values[token], spelled + part, rest[len(part) :], token, state)
 
     def _go_on(self, values: NDArray[np.float64], so_far: float, spelled: bytes, state: State) -> None:
         """Take the word as it stands, as far as it may end here, and go on with what makes it longer."""
@@ -174,15 +184,18 @@ class _Vocabulary:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.kind = tokenizer.kind
-        self.bytes = [piece.replace("▁".encode(), b" ") for piece in tokenizer.token_bytes]
+        self.bytes = tokenizer.token_bytes
+        if tokenizer.kind == "other":  # SentencePiece and its like spell a space so
+            self.bytes = [spelled.replace("▁".encode(), b" ") for spelled in self.bytes]
+        self.spaces_lines = tokenizer.kind == "other" and self.bytes[tokenizer.encode("a")[0]][:1] == b" "
         silent = {tokenizer.eos_id, tokenizer.unk_id}
         spelling = [
             token for token in range(tokenizer.vocab_size) if token not in silent and self.bytes[token]
         ]
         self._ids = np.array(sorted(spelling, key=self.bytes.__getitem__), dtype=np.int64)
         self._sorted = [self.bytes[token] for token in self._ids.tolist()]
-        self._by_bytes = {piece: token for token, piece in enumerate(self.bytes) if token not in silent}
-        goes_on = np.array([_goes_on(piece) for piece in self.bytes])
+        self._by_bytes = {part: token for token, part in enumerate(self.bytes) if token not in silent}
+        goes_on = np.array([_goes_on(part) for part in self.bytes])
         goes_on[[token for token in silent if token is not None]] = False
         self.within = np.flatnonzero(goes_on)
         """The tokens that make a word longer."""
@@ -197,8 +210,8 @@ class _Vocabulary:
 
     def beginning_of(self, text: bytes) -> list[int]:
         """The tokens that ``text`` begins with and goes on after."""
-        pieces = (text[:length] for length in range(1, len(text)))
-        return [self._by_bytes[piece] for piece in pieces if piece in self._by_bytes]
+        parts = (text[:length] for length in range(1, len(text)))
+        return [self._by_bytes[part] for part in parts if part in self._by_bytes]
 
 
 @lru_cache(maxsize=8)
@@ -206,11 +219,12 @@ def _vocabulary(tokenizer: Tokenizer) -> _Vocabulary:
     return _Vocabulary(tokenizer)
 
 
-def _goes_on(piece: bytes) -> bool:
+def _goes_on(spelled: bytes) -> bool:
     """Whether a token that stands after a word's letters belongs to the word; part of a character does."""
-    first = piece.decode("utf-8", "ignore")[:1]
-    return _is_of_a_word(first) if first else bool(piece)
+    first = spelled.decode("utf-8", "ignore")[:1]
+    return _is_of_a_word(first) if first else bool(spelled)
 
 
 def _is_of_a_word(character: str) -> bool:
-    return character.isalnum() or character in "_'’"
+    # Marks are parts of letters: most vowels of Indian scripts are.
+    return character.isalnum() or character in "_'’" or unicodedata.category(character)[0] == "M"
