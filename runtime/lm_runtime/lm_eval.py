@@ -7,38 +7,34 @@ tasks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
-from numpy.typing import NDArray
 
 from lm_runtime.bundle import MODELS
 from lm_runtime.generation.complete import Request, complete
 from lm_runtime.models.load import load
-from lm_runtime.models.protocol import State, StepModel
-from lm_runtime.models.state import initial_state, join_states, state_of, take_states
+from lm_runtime.models.protocol import StepModel
 from lm_runtime.sampling.params import SamplingParams
-from lm_runtime.softmax import log_softmax_at
+from lm_runtime.scoring.texts import score_ids
 
 _ROWS = 32
-"""The most texts side by side."""
-_CALL_TOKENS = 128
-"""The most tokens in one call of the model."""
+"""The most texts that are generated side by side."""
 _MAX_TOKENS = 256
 """Of a generated text, where the task does not say: lm-eval's own default."""
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty")
 """Parameters of generation that mean the same here."""
 
 Ids = list[int]
-See = Callable[[int, NDArray[np.float32]], None]
 
 
 @register_model("steplm")
-class StepLM(LM):  # type: ignore[misc]
+class StepLM(LM):  # type: ignore[misc]  # lm_eval publishes no types
     """``--model steplm --model_args pretrained=BUNDLE``.
 
     Args:
@@ -89,7 +85,8 @@ class StepLM(LM):  # type: ignore[misc]
         pairs = []
         for context, continuation in (request.args for request in requests):
             known, whole = encode(context), encode(context + continuation)
-            shared = _common(known, whole)
+            alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(known, whole, strict=False))
+            shared = sum(1 for _ in alike)
             pairs.append((whole[:shared], whole[shared:]))
         results = score_pairs(self._model, pairs)
         for request, result in zip(requests, results, strict=True):
@@ -134,7 +131,7 @@ def sampling(given: dict[str, Any]) -> SamplingParams:
     samples, stop, most = values.pop("do_sample"), values.pop("until"), values.pop("max_gen_toks")
     if (beams := values.pop("num_beams", 1)) != 1:
         raise ValueError(f"num_beams must be 1, got {beams}")
-    if unknown := sorted(set(values) - {*_SAMPLING, "temperature"}):
+    if unknown := sorted(set(values) - set(_SAMPLING)):
         raise ValueError(f"generate_until knows {', '.join(_SAMPLING)}, not {', '.join(unknown)}")
     if not samples:
         values["temperature"] = 0.0
@@ -152,82 +149,9 @@ def score_pairs(model: StepModel, pairs: Sequence[tuple[Ids, Ids]]) -> list[tupl
         for each pair the natural-log probability of the continuation, and whether each of its tokens is the
         most probable one.
     """
-    by_context: dict[tuple[int, ...], list[int]] = {}
-    for number, (context, _) in enumerate(pairs):
-        by_context.setdefault((model.tokenizer.eos_id, *context), []).append(number)
-    contexts = sorted(by_context, key=lambda context: -len(context))
-    results: dict[int, tuple[float, bool]] = {}
-    for start in range(0, len(contexts), _ROWS):
-        read = contexts[start : start + _ROWS]
-        # The last token of a context is read with the continuation, whose first token it predicts.
-        states = _read(model, [context[:-1] for context in read], initial_state(model, len(read)))
-        waiting = [
-            (number, [context[-1], *pairs[number][1]], state)
-            for context, state in zip(read, states, strict=True)
-            for number in by_context[context]
-        ]
-        waiting.sort(key=lambda entry: -len(entry[1]))
-        for first in range(0, len(waiting), _ROWS):
-            numbers, rows, own = zip(*waiting[first : first + _ROWS], strict=True)
-            results |= zip(numbers, _continue(model, rows, join_states(model, own)), strict=True)
-    return [results[number] for number in range(len(pairs))]
-
-
-def _continue(model: StepModel, rows: Sequence[Ids], state: State) -> Iterable[tuple[float, bool]]:
-    """What :func:`score_pairs` returns, of each row's ids after its first; the longest rows come first."""
-    sums, greedy = [0.0] * len(rows), [True] * len(rows)
-
-    def see(start: int, logits: NDArray[np.float32]) -> None:
-        for number, own in enumerate(logits):
-            targets = np.array(rows[number][start + 1 : start + 1 + len(own)], dtype=np.int64)
-            sums[number] += float(log_softmax_at(own, targets).sum(dtype=np.float64))
-            greedy[number] &= bool((own.argmax(axis=-1) == targets).all())
-
-    _read(model, [row[:-1] for row in rows], state, see)
-    return zip(sums, greedy, strict=True)
-
-
-def _read(
-    model: StepModel, rows: Sequence[Sequence[int]], state: State, see: See | None = None
-) -> list[State]:
-    """Read rows of ids side by side, the longest first; each leaves the batch where it ends.
-
-    Args:
-        model: the model.
-        rows: the ids that each sequence of ``state`` reads.
-        state: where they begin.
-        see: called with the place of the ids that were read and their logits ``(rows, time, vocab)``.
-
-    Returns:
-        the state of each row after its last id, a batch of 1.
-    """
-    states: list[State] = []
-    size = len(rows)
-    for count, start, stop in _calls([len(row) for row in rows]):
-        states[:0] = [state_of(model, state, number) for number in range(count, size)]
-        if count < size:
-            state, size = take_states(model, state, range(count)), count
-        token = np.array([row[start:stop] for row in rows[:count]], dtype=np.int64)
-        if see is None:
-            state = model.advance(token, state)
-        else:
-            logits, state = model.step(token, state)
-            see(start, logits)
-    return [*(state_of(model, state, number) for number in range(size)), *states]
-
-
-def _calls(lengths: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """How rows of descending ``lengths`` are read: how many rows, from where, to where; none ends within."""
-    at = 0
-    for end in sorted(set(lengths)):
-        count = sum(length >= end for length in lengths)
-        while at < end:
-            stop = min(end, at + max(1, _CALL_TOKENS // count))
-            yield count, at, stop
-            at = stop
-
-
-def _common(one: Ids, other: Ids) -> int:
-    """How many ids two texts have in common at their beginning."""
-    differ = (number for number, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1])
-    return next(differ, min(len(one), len(other)))
+    texts = [np.array([*context, *continuation], dtype=np.int64) for context, continuation in pairs]
+    results = []
+    for (context, _), (values, greedy) in zip(pairs, score_ids(model, texts), strict=True):
+        own = values[len(context) :]
+        results.append((float(own.sum(dtype=np.float64)), bool(greedy[len(context) :].all())))
+    return results

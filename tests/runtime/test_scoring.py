@@ -26,6 +26,7 @@ from lm_runtime.scoring import score as scoring
 from lm_runtime.scoring.rescoring import Hypothesis, rescore
 from lm_runtime.scoring.score import Score, score_file
 from lm_runtime.scoring.texts import score_texts
+from lm_runtime.settings import short
 from lm_runtime.softmax import log_softmax_at
 from lm_runtime.tokenizer import Tokenizer, count_words
 
@@ -261,7 +262,7 @@ def test_n_best_lists_are_printed_in_their_new_order(
         ("a -1 b\n\na -1 b\n", "f.txt: line 2: not an id, a score and a text: ''"),
         ("a b c\n", "f.txt: line 1: the score is no number: 'b'"),
         ("a nan c\n", "f.txt: line 1: the score is no number: 'nan'"),
-        ("x" * 1000, f"f.txt: line 1: not an id, a score and a text: '{'x' * 40}...'"),
+        ("x" * 1000, f"f.txt: line 1: not an id, a score and a text: {short('x' * 1000)}"),
         ("", "f.txt: empty: there is nothing to score"),
         (None, "f.txt: no such file"),
     ],

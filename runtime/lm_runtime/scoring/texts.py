@@ -49,9 +49,28 @@ def score_texts(model: StepModel, texts: Iterable[str]) -> Iterator[Score]:
     for chunk in _chunks(texts):
         counts = [TextCount() for _ in chunk]
         ids = [_encode(model, text, count) for text, count in zip(chunk, counts, strict=True)]
-        for tokens, count, values in zip(ids, counts, _log_probabilities(model, ids), strict=True):
+        for tokens, count, (values, _) in zip(ids, counts, _scores(model, ids), strict=True):
             unknown = unknown_tokens(model, tokens)
             yield Score(add_up(values), tokens.size, unknown, count.bytes, count.words)
+
+
+def score_ids(
+    model: StepModel, texts: Sequence[NDArray[np.int64]]
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
+    """Score texts that are given as ids, each by itself, as :func:`score_texts` does.
+
+    Args:
+        model: from :func:`lm_runtime.load`.
+        texts: the ids, ``(tokens,)`` of each; no ``<eos>`` is added, and one may be empty.
+
+    Yields:
+        for each text the log-probability of each token, ``(tokens,)``, and whether it is the most probable.
+    """
+    for start in range(0, len(texts), _CHUNK_TEXTS):
+        chunk = texts[start : start + _CHUNK_TEXTS]
+        found = _scores(model, [ids for ids in chunk if ids.size], greedy=True)
+        for ids in chunk:
+            yield next(found) if ids.size else (np.zeros(0, np.float32), np.zeros(0, np.bool_))
 
 
 def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
@@ -74,24 +93,30 @@ def _encode(model: StepModel, text: str, count: TextCount) -> NDArray[np.int64]:
     return np.concatenate(list(model.tokenizer.encode_pieces(pieces)))
 
 
-def _log_probabilities(model: StepModel, texts: Sequence[NDArray[np.int64]]) -> Iterator[NDArray[np.float32]]:
-    """The log-probability of each token of each text, ``(tokens,)``."""
+def _scores(
+    model: StepModel, texts: Sequence[NDArray[np.int64]], *, greedy: bool = False
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
+    """The log-probability of each token of each text, and, if ``greedy``, whether it is the most probable."""
     # As bytes with the highest first, ids sort and compare as lists of numbers do, and much faster.
     keys = [np.append(model.tokenizer.eos_id, ids).astype(">u4").tobytes() for ids in texts]
     different = sorted(set(keys))
     rows = [np.frombuffer(key, dtype=">u4").astype(np.int64) for key in different]
-    values = dict(zip(different, _read_together(model, rows), strict=True))
+    if not rows:
+        return iter(())
+    values = dict(zip(different, _read_together(model, rows, greedy=greedy), strict=True))
     return (values[key] for key in keys)
 
 
-def _read_together(model: StepModel, rows: Sequence[NDArray[np.int64]]) -> list[NDArray[np.float32]]:
-    """The log-probabilities of each row's ids after its first; the rows are sorted, and no two are equal.
+def _read_together(
+    model: StepModel, rows: Sequence[NDArray[np.int64]], *, greedy: bool
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
+    """The scores of each row's ids after its first; the rows are sorted, and no two are equal.
 
     Every distinct beginning is read once, and a row leaves the batch where it ends: nothing is padded.
     """
     ids = np.concatenate(rows)
     ends = np.cumsum([row.size for row in rows])
-    results = np.zeros(ids.size, dtype=np.float32)
+    results, most_probable = np.zeros(ids.size, dtype=np.float32), np.zeros(ids.size, dtype=np.bool_)
     # For each row that goes on: the places of the next id to be read and of the last, which is only
     # predicted, how many ids from the next one on are those of the row above, and whose state it has.
     at, last = ends - [row.size for row in rows], ends - 1
@@ -109,12 +134,16 @@ def _read_together(model: StepModel, rows: Sequence[NDArray[np.int64]]) -> list[
             states.append(after)
             readers = (sequence >= part[0]) & (sequence <= part[-1])
             where = at[readers, None] + 1 + np.arange(time)
-            results[where] = _log_softmax(logits, sequence[readers] - part[0], ids[where])
+            own = sequence[readers] - part[0]
+            results[where] = _log_softmax(logits, own, ids[where])
+            if greedy:
+                most_probable[where] = logits.argmax(axis=-1)[own] == ids[where]
         state = join_states(model, states)
         go_on = np.flatnonzero(at + time < last)
         alike = _between(alike - time, go_on)
         at, last, sequence = at[go_on] + time, last[go_on], sequence[go_on]
-    return [part[1:] for part in np.split(results, ends[:-1])]
+    parts = (np.split(scores, ends[:-1]) for scores in (results, most_probable))
+    return ((values[1:], flags[1:]) for values, flags in zip(*parts, strict=True))
 
 
 def _common(one: NDArray[np.int64], other: NDArray[np.int64]) -> int:
