@@ -8,6 +8,7 @@ tasks.
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,9 @@ from lm_runtime.models.load import load
 from lm_runtime.models.protocol import StepModel
 from lm_runtime.sampling.params import SamplingParams
 from lm_runtime.scoring.texts import score_ids
+
+# Else lm-eval forks for its standard errors, and a fork of a process with threads may wait for ever.
+os.environ.setdefault("DISABLE_MULTIPROC", "1")
 
 _ROWS = 32
 """The most texts that are generated side by side."""

@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ import pytest
 
 import lm_runtime
 from conftest import FIXTURE, TINY, run_command
-from lm_runtime.lm_eval import sampling, score_pairs
+from lm_runtime.lm_eval import StepLM, sampling, score_pairs
 
 ROUNDING = 1e-6
 """Relative: sums of float32 log-probabilities are added up in another order."""
 
-_MISSING = """
+_SITE = """
+import os
 from importlib.machinery import PathFinder
 
 find = PathFinder.find_spec
@@ -30,8 +32,13 @@ missing = {!r}
 PathFinder.find_spec = staticmethod(
     lambda name, *place: None if name.partition(".")[0] in missing else find(name, *place)
 )
+
+def no_fork():
+    raise AssertionError("forked")
+
+os.fork = no_fork
 """
-"""What makes packages look as if they were not installed."""
+"""Packages look as if they were not installed, and a fork fails: with threads about, it may wait for ever."""
 VALID = (TINY / "valid.txt").read_text()
 LINES = VALID.splitlines()
 COMPLETIONS = [{"context": line.rpartition(" ")[0], "last": " " + line.rpartition(" ")[2]} for line in LINES]
@@ -69,7 +76,7 @@ def evaluate(folder: Path, *arguments: object, code: int = 0) -> subprocess.Comp
     """Run lm-eval-steplm in a process that has no torch and asks nobody for anything."""
     (folder / "site").mkdir(exist_ok=True)
     (folder / "site/sitecustomize.py").write_text(
-        _MISSING.format(("torch", "transformers", "lm_trainer", "onnx"))
+        _SITE.format(("torch", "transformers", "lm_trainer", "onnx"))
     )
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(folder / "cache")}
     result = subprocess.run(
@@ -79,6 +86,7 @@ def evaluate(folder: Path, *arguments: object, code: int = 0) -> subprocess.Comp
         capture_output=True,
         text=True,
         check=False,
+        timeout=600,
     )
     assert result.returncode == code, result.stderr[-3000:]
     return result
@@ -210,6 +218,13 @@ def test_scores_do_not_depend_on_what_is_scored_with_them(model: Any) -> None:
         assert (value, greedy) == (pytest.approx(expected, rel=ROUNDING, abs=ROUNDING), flag)
 
 
+def test_a_token_across_the_cut_counts_to_the_continuation(model: Any) -> None:
+    """Context and continuation are one word together."""
+    (found,) = StepLM(str(FIXTURE)).loglikelihood([types.SimpleNamespace(args=("the kee", "per"))])
+    the, keeper = model.tokenizer.encode("the keeper")
+    assert found == pytest.approx(alone(model, [the], [keeper]), rel=ROUNDING)
+
+
 def test_parameters_of_generation_mean_what_lm_eval_says() -> None:
     assert sampling({"until": "\n"}) == lm_runtime.SamplingParams(temperature=0, max_tokens=256, stop=("\n",))
     given = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "max_new_tokens": 5, "until": ["a", ""]}
@@ -248,7 +263,7 @@ def test_what_cannot_be_used_ends_in_one_line(
 
 
 def test_a_missing_extra_is_named(tmp_path: Path) -> None:
-    code = _MISSING.format(("lm_eval",)) + "from lm_runtime.commands.lm_eval import main; main()"
+    code = _SITE.format(("lm_eval",)) + "from lm_runtime.commands.lm_eval import main; main()"
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
     )

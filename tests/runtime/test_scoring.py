@@ -94,21 +94,21 @@ def beginnings(model: StepModel, texts: Sequence[str]) -> set[tuple[int, ...]]:
 
 
 words = st.sampled_from(["the", "keeper", "sea", "xyzzy", "<eos>"])
-short = st.builds(
+short_texts = st.builds(
     lambda parts, end: "".join(word + space for word, space in parts) + end,
     st.lists(st.tuples(words, st.sampled_from([" ", "  ", "\n", "\r\n"])), max_size=6),
     st.sampled_from(["", "the", "漢字"]),
 )
-long = st.builds(lambda text, times: text * times, short, st.integers(20, 400))
+long = st.builds(lambda text, times: text * times, short_texts, st.integers(20, 400))
 
 
 @settings(deadline=None)
-@given(st.lists(short | short | long, max_size=12))
+@given(st.lists(short_texts | short_texts | long, max_size=12))
 def test_each_score_is_to_the_bit_what_it_is_alone(model: OnnxModel, alone: Alone, texts: list[str]) -> None:
     assert list(score_texts(model, texts)) == [alone(text) for text in texts]
 
 
-@given(st.lists(short, min_size=1, max_size=12))
+@given(st.lists(short_texts, min_size=1, max_size=12))
 def test_every_beginning_is_read_once(model: OnnxModel, texts: list[str]) -> None:
     counting = Counting(model)
     list(score_texts(counting, texts))
