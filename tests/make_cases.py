@@ -16,7 +16,7 @@ import numpy as np
 
 import lm_runtime
 from lm_runtime.bundle import Precision
-from lm_runtime.files import read_pieces, write_text
+from lm_runtime.files import write_text
 from lm_runtime.generation.generate import generate_batch
 from lm_runtime.generation.session import Session
 from lm_runtime.models.ngram import log_probabilities
@@ -25,6 +25,7 @@ from lm_runtime.models.protocol import BundleModel
 from lm_runtime.models.state import initial_state
 from lm_runtime.sampling.params import SamplingParams
 from lm_runtime.scoring.score import score_file, token_log_probabilities
+from lm_runtime.text_files import read_fragments
 
 FIXTURES = Path(__file__).parent / "fixtures"
 CASES = FIXTURES / "cases.json"
@@ -97,7 +98,7 @@ def first_step(model: BundleModel) -> dict[str, Any]:
 
 def scored(model: BundleModel) -> dict[str, Any]:
     path = FIXTURES.parents[1] / SCORED
-    parts = list(token_log_probabilities(model, read_pieces(path)))
+    parts = list(token_log_probabilities(model, read_fragments(path)))
     score = score_file(model, path)
     return {
         "text": path.read_text(encoding="utf-8"),

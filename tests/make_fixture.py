@@ -17,11 +17,12 @@ import numpy as np
 
 from conftest import FIXTURE, ROOT, TINY
 from fixture_cases import GREEDY_TOKENS, PROMPT, SAMPLED, SCORED_TEXT
-from lm_runtime.files import read_pieces, write_text
+from lm_runtime.files import write_text
 from lm_runtime.generation.generate import generate_samples
 from lm_runtime.models.state import initial_state
 from lm_runtime.sampling.params import SamplingParams
 from lm_runtime.scoring.score import token_log_probabilities
+from lm_runtime.text_files import read_fragments
 from lm_trainer.networks.base import TorchStepModel
 from lm_trainer.run.checkpoint import load_checkpoint, restore_model
 
@@ -46,7 +47,7 @@ def main() -> None:
         return [piece.token for piece in pieces]
 
     logits, state = torch_model.step(np.array([[tokenizer.eos_id]]), initial_state(torch_model, 1))
-    scored = token_log_probabilities(torch_model, read_pieces(ROOT / SCORED_TEXT))
+    scored = token_log_probabilities(torch_model, read_fragments(ROOT / SCORED_TEXT))
     expected = {
         "first_logits": logits[0, 0].tolist(),
         "first_state": [tensor.ravel().tolist() for tensor in state],

@@ -1,7 +1,7 @@
 """The tokenizer: text to token ids and back, by the ``tokenizers`` library.
 
 One rule holds for every kind: a line's end is the token ``<eos>``. So a text is encoded line by line,
-the cut into pieces for streaming never shows, and ``<eos>`` prints as a line break. Knows nothing about
+the cut into fragments for streaming never shows, and ``<eos>`` prints as a line break. Knows nothing about
 models.
 """
 
@@ -148,17 +148,17 @@ class Tokenizer:
             raise ValueError(f"{text!r} is no token of the vocabulary")
         return ids[0]
 
-    def encode_pieces(self, pieces: Iterable[tuple[str, bool]]) -> Iterator[NDArray[np.int64]]:
-        """Encode a stream of ``(text, ends)`` pieces (:func:`lm_runtime.files.read_pieces`).
+    def encode_fragments(self, fragments: Iterable[tuple[str, bool]]) -> Iterator[NDArray[np.int64]]:
+        """Encode a stream of ``(text, ends)`` fragments (:func:`lm_runtime.text_files.read_fragments`).
 
         Yields:
             ids ``(tokens,)``, an array for about a megabyte of text, ``<eos>`` after each ended line.
         """
         batch: list[tuple[str, bool]] = []
         characters = 0
-        for piece in pieces:
-            batch.append(piece)
-            characters += len(piece[0]) + 1
+        for fragment in fragments:
+            batch.append(fragment)
+            characters += len(fragment[0]) + 1
             if characters >= _BATCH_CHARACTERS:
                 yield self._encode_batch(batch)
                 batch, characters = [], 0
@@ -188,20 +188,20 @@ class Tokenizer:
         """What each id stands for in a text, as UTF-8 (part of a character, for byte-level BPE)."""
         if self.kind == "bpe":
             byte_of = _byte_alphabet()
-            pieces = [
+            spelled = [
                 bytes(byte_of[character] for character in token)
                 if all(character in byte_of for character in token)
                 else token.encode()
                 for token in self.tokens
             ]
         else:
-            pieces = [token.encode() for token in self.tokens]
-        pieces[self.eos_id] = b"\n"
-        return pieces
+            spelled = [token.encode() for token in self.tokens]
+        spelled[self.eos_id] = b"\n"
+        return spelled
 
 
 class StreamDecoder:
-    """Turns tokens into text as they come; a piece is never half a character."""
+    """Turns tokens into text as they come, never half a character."""
 
     def __init__(self, tokenizer: Tokenizer, after: Sequence[int]) -> None:
         self._tokenizer = tokenizer

@@ -38,7 +38,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        pieces = find_corpus(options.corpus, folder / "data").splits["train"].pieces()
+        pieces = find_corpus(options.corpus, folder / "data").splits["train"].fragments()
         write_text(folder / "large.txt", [f"{text}\n" for text, _ in pieces], options.megabytes * 1_000_000)
         size = (folder / "large.txt").stat().st_size
         command = [str(Path(sys.executable).parent / "lm-train"), "large.txt", "--out", "run"]

@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from lm_runtime.bundle import MODELS
-from lm_runtime.files import read_lines
 from lm_runtime.models.onnx import OnnxModel
 from lm_runtime.models.state import initial_state
 from lm_runtime.scoring.score import token_log_probabilities
 from lm_runtime.scoring.texts import score_texts
 from lm_runtime.softmax import log_softmax_at
+from lm_runtime.text_files import read_lines
 
 _BEST = 100
 _SAMPLE = 16

@@ -15,9 +15,9 @@ from lm_export.command import main as lm_export
 from lm_export.errors import ExportError
 from lm_export.formats import arpa
 from lm_export.formats.arpa import score_arpa, write_arpa
-from lm_runtime.files import read_pieces
 from lm_runtime.models.ngram import log_probabilities
 from lm_runtime.models.ngram_tables import NgramTables
+from lm_runtime.text_files import read_fragments
 from lm_runtime.tokenizer import Tokenizer
 from lm_trainer.config import TokenizerConfig
 from lm_trainer.corpora.vocabulary import make_tokenizer
@@ -38,13 +38,13 @@ def tables_of(text: Sequence[int], vocab_size: int, order: int) -> NgramTables:
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     """Of data/tiny, with every word of it and some that never occur: <unk> is one of them."""
-    lines = [text for text, _ in read_pieces(TINY / "train.txt")]
+    lines = [text for text, _ in read_fragments(TINY / "train.txt")]
     return make_tokenizer(TokenizerConfig("word", 1000), [*lines, "never seen"])
 
 
 @pytest.fixture(scope="module")
 def text(tokenizer: Tokenizer) -> list[int]:
-    (ids,) = tokenizer.encode_pieces(read_pieces(TINY / "train.txt"))
+    (ids,) = tokenizer.encode_fragments(read_fragments(TINY / "train.txt"))
     found: list[int] = ids.tolist()
     return found
 

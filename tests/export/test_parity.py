@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 import lm_runtime
 from conftest import FIXTURE, ROOT
 from fixture_cases import GREEDY_TOKENS, PROMPT, SAMPLED, SCORED_TEXT
-from lm_runtime.files import read_pieces
 from lm_runtime.generation.complete import Request, complete
 from lm_runtime.generation.generate import generate_samples
 from lm_runtime.generation.session import Session
@@ -27,6 +26,7 @@ from lm_runtime.models.onnx import OnnxModel
 from lm_runtime.models.state import initial_state, read, state_of
 from lm_runtime.sampling.params import SamplingParams
 from lm_runtime.scoring.score import token_log_probabilities
+from lm_runtime.text_files import read_fragments
 
 # Of fp32 rounding in another order of operations; logits here are below 20.
 CLOSE = 1e-4
@@ -61,7 +61,7 @@ def test_logits_and_states_are_torch_s(model: OnnxModel, expected: dict[str, Any
 
 
 def test_log_probabilities_are_torch_s(model: OnnxModel, expected: dict[str, Any]) -> None:
-    scored = token_log_probabilities(model, read_pieces(ROOT / SCORED_TEXT))
+    scored = token_log_probabilities(model, read_fragments(ROOT / SCORED_TEXT))
     assert difference(np.concatenate([part for _, part in scored]), expected["log_probabilities"]) < CLOSE
 
 

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers
 
 from conftest import TINY
-from lm_runtime.files import read_pieces
 from lm_runtime.sampling.constraint import Matcher, Pattern, _alike
+from lm_runtime.text_files import read_fragments
 from lm_runtime.tokenizer import Tokenizer
 from lm_trainer.config import TokenizerConfig
 from lm_trainer.corpora.corpus import texts
@@ -40,7 +40,7 @@ def small(kind: str) -> Tokenizer:
 
 @cache
 def tiny(kind: str) -> Tokenizer:
-    return make_tokenizer(TokenizerConfig(kind, 400), texts(read_pieces(TINY / "train.txt")))
+    return make_tokenizer(TokenizerConfig(kind, 400), texts(read_fragments(TINY / "train.txt")))
 
 
 def text_of(tokenizer: Tokenizer, tokens: tuple[int, ...], line_start: bool) -> str:

@@ -18,25 +18,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lm_runtime import files
-from lm_runtime.files import UnusableFileError, read_pieces, write_text, write_whole
+from lm_runtime import files, text_files
+from lm_runtime.files import UnusableFileError, write_text, write_whole
+from lm_runtime.text_files import read_fragments
 
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
 
 
 @given(TEXT, st.integers(1, 40), st.integers(2, 30))
-def test_pieces_make_up_the_text_whatever_the_block_and_piece_size(
+def test_fragments_make_up_the_text_whatever_the_sizes_of_blocks_and_fragments(
     tmp_path_factory: pytest.TempPathFactory, text: str, block: int, longest: int
 ) -> None:
     path = tmp_path_factory.mktemp("text") / "text.txt"
     path.write_bytes(text.encode())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "_READ_BYTES", block)
-        patch.setattr(files, "_LONGEST_PIECE", longest)
-        pieces = list(read_pieces(path))
+        patch.setattr(text_files, "_READ_BYTES", block)
+        patch.setattr(text_files, "_LONGEST_FRAGMENT", longest)
+        fragments = list(read_fragments(path))
     expected = text.removeprefix("\ufeff").replace("\r\n", "\n")
     expected = expected.removesuffix("\r") + "\n" if expected and not expected.endswith("\n") else expected
-    assert "".join(piece + "\n" * ends for piece, ends in pieces) == expected
+    assert "".join(fragment + "\n" * ends for fragment, ends in fragments) == expected
 
 
 @given(st.lists(st.sampled_from(["a", "bb", "ccc", "  ", "\t", "é"]), max_size=40), st.integers(2, 12))
@@ -46,17 +47,17 @@ def test_a_long_line_is_cut_only_where_no_word_suffers(
     path = tmp_path_factory.mktemp("text") / "text.txt"
     path.write_text(" ".join(words), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "_LONGEST_PIECE", longest)
-        pieces = [piece for piece, _ in read_pieces(path)]
-    for left, right in itertools.pairwise(pieces):
+        patch.setattr(text_files, "_LONGEST_FRAGMENT", longest)
+        fragments = [fragment for fragment, _ in read_fragments(path)]
+    for left, right in itertools.pairwise(fragments):
         forced = len(left) == longest
         assert forced or (right[0] == " " and not left[-1].isspace() and not right[1].isspace())
 
 
 def test_a_character_across_two_blocks_is_read(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
-    path.write_bytes(b"a" * (files._READ_BYTES - 1) + "é\nb".encode())
-    assert [piece[-1:] for piece, _ in read_pieces(path)][-2:] == ["é", "b"]
+    path.write_bytes(b"a" * (text_files._READ_BYTES - 1) + "é\nb".encode())
+    assert [fragment[-1:] for fragment, _ in read_fragments(path)][-2:] == ["é", "b"]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,7 @@ def test_what_is_not_text_is_named_by_its_offset(tmp_path: Path, content: bytes,
     path = tmp_path / "text.txt"
     path.write_bytes(content)
     with pytest.raises(UnusableFileError, match=problem):
-        list(read_pieces(path))
+        list(read_fragments(path))
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -179,8 +180,8 @@ def test_what_is_no_regular_file_is_refused_at_once(strange: dict[str, Path], na
     path = strange[name]
     kind = {"fifo": "a pipe", "socket": "a socket"}.get(name, "a device")
     for read in (
-        lambda: list(read_pieces(path)),
-        lambda: files.read_text_file(path),
+        lambda: list(read_fragments(path)),
+        lambda: text_files.read_text_file(path),
         lambda: files.read_regular(path, 10),
         lambda: files.open_regular(path),
         lambda: files.open_own(path),
@@ -233,7 +234,7 @@ def test_what_is_taken_for_a_text_by_mistake_is_called_what_it_is(
 ) -> None:
     (tmp_path / "text").write_bytes(content)
     with pytest.raises(UnusableFileError, match=problem):
-        list(read_pieces(tmp_path / "text"))
+        list(read_fragments(tmp_path / "text"))
 
 
 def test_an_open_descriptor_is_read_from_where_it_stands(tmp_path: Path) -> None:
@@ -241,13 +242,13 @@ def test_an_open_descriptor_is_read_from_where_it_stands(tmp_path: Path) -> None
     with (tmp_path / "text").open("rb", buffering=0) as file:
         file.read(4)
         path = Path(f"/dev/fd/{file.fileno()}")
-        assert list(read_pieces(path)) == [("two", True)]
-        assert list(read_pieces(path)) == []
+        assert list(read_fragments(path)) == [("two", True)]
+        assert list(read_fragments(path)) == []
         assert file.tell() == 8
-        assert files.is_read_once(path)
+        assert text_files.is_read_once(path)
     with pytest.raises(UnusableFileError, match="closed"):
-        list(read_pieces(path))
-    assert not files.is_read_once(tmp_path / "text")
+        list(read_fragments(path))
+    assert not text_files.is_read_once(tmp_path / "text")
 
 
 def test_a_pipe_that_does_not_wait_is_waited_for() -> None:
@@ -256,6 +257,6 @@ def test_a_pipe_that_does_not_wait_is_waited_for() -> None:
     code = f"import os, time; time.sleep(0.3); os.write({sink}, b'late\\n')"
     writer = subprocess.Popen([sys.executable, "-c", code], pass_fds=[sink])
     os.close(sink)
-    assert list(read_pieces(Path(f"/dev/fd/{source}"))) == [("late", True)]
+    assert list(read_fragments(Path(f"/dev/fd/{source}"))) == [("late", True)]
     assert writer.wait() == 0
     os.close(source)

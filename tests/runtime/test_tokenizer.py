@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 
 from conftest import ROOT, TINY
-from lm_runtime.files import read_pieces
+from lm_runtime.text_files import read_fragments
 from lm_runtime.tokenizer import EOS, UNK, Tokenizer
 from lm_trainer.config import TokenizerConfig
 from lm_trainer.corpora.corpus import texts
@@ -69,7 +69,7 @@ def test_a_file_is_encoded_as_its_lines_are(
     text = "".join(line + "\n" for line in lines).replace("\r", "")
     path.write_text(text, encoding="utf-8", newline="")
     tokenizer = trained(kind, SAMPLE)
-    ids = [token for part in tokenizer.encode_pieces(read_pieces(path)) for token in part.tolist()]
+    ids = [token for part in tokenizer.encode_fragments(read_fragments(path)) for token in part.tolist()]
     assert ids == tokenizer.encode(text.removeprefix("\ufeff"))
 
 
@@ -78,7 +78,9 @@ def test_crlf_and_a_missing_last_line_break_change_nothing(tmp_path: Path) -> No
     encoded = []
     for number, content in enumerate([b"ab\nc\n", b"ab\r\nc\r\n", b"ab\nc", b"\xef\xbb\xbfab\nc\n"]):
         (tmp_path / str(number)).write_bytes(content)
-        encoded.append(np.concatenate(list(tokenizer.encode_pieces(read_pieces(tmp_path / str(number))))))
+        encoded.append(
+            np.concatenate(list(tokenizer.encode_fragments(read_fragments(tmp_path / str(number)))))
+        )
     assert all(np.array_equal(encoded[0], other) for other in encoded)
     assert encoded[0].tolist()[-1] == tokenizer.eos_id == encoded[0].tolist()[2]
 
@@ -118,7 +120,7 @@ def test_limits_leave_out_the_rarest() -> None:
 
 @pytest.mark.parametrize("kind", ["word", "char", "bpe"])
 def test_training_is_the_same_each_time(kind: str) -> None:
-    lines = list(texts(read_pieces(TINY / "train.txt")))
+    lines = list(texts(read_fragments(TINY / "train.txt")))
     assert trained(kind, lines).json_text == trained(kind, lines).json_text
 
 
@@ -171,9 +173,9 @@ def word_corpora() -> list[tuple[Path, int, int, int]]:
 
 @pytest.mark.parametrize(("folder", "types", "train", "valid"), word_corpora())
 def test_word_mode_counts_types_and_tokens(folder: Path, types: int, train: int, valid: int) -> None:
-    tokenizer = make_tokenizer(TokenizerConfig("word", 10_000), texts(read_pieces(folder / "train.txt")))
+    tokenizer = make_tokenizer(TokenizerConfig("word", 10_000), texts(read_fragments(folder / "train.txt")))
     counts = [
-        sum(ids.size for ids in tokenizer.encode_pieces(read_pieces(folder / f"{split}.txt")))
+        sum(ids.size for ids in tokenizer.encode_fragments(read_fragments(folder / f"{split}.txt")))
         for split in ("train", "valid")
     ]
     assert (tokenizer.vocab_size, *counts) == (types, train, valid)

@@ -40,7 +40,7 @@ def test_one_file_is_split_by_position_and_nothing_is_lost(
     path = tmp_path_factory.mktemp("corpus") / "text.txt"
     path.write_text("".join(f"{line}x\n" for line in lines), encoding="utf-8")
     corpus = find_corpus(str(path))
-    found = [text for name in SPLITS for text, _ in corpus.splits[name].pieces()]
+    found = [text for name in SPLITS for text, _ in corpus.splits[name].fragments()]
     assert found == [f"{line}x" for line in lines]
     assert corpus.splits["train"].size >= 0.85 * path.stat().st_size
     assert "split by position: train bytes 0 to" in corpus.remark
@@ -50,20 +50,20 @@ def test_a_line_without_words_is_split_between_characters(tmp_path: Path) -> Non
     path = tmp_path / "text.txt"
     path.write_text("春眠不覚暁" * 2001, encoding="utf-8")
     splits = find_corpus(str(path)).splits
-    assert "".join(text for split in splits.values() for text, _ in split.pieces()) == "春眠不覚暁" * 2001
+    assert "".join(text for split in splits.values() for text, _ in split.fragments()) == "春眠不覚暁" * 2001
 
 
 def test_one_long_line_is_split_between_words(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_text(" ".join(f"w{number}" for number in range(2000)))
     splits = find_corpus(str(path)).splits
-    words = [word for split in splits.values() for text, _ in split.pieces() for word in text.split()]
+    words = [word for split in splits.values() for text, _ in split.fragments() for word in text.split()]
     assert words == [f"w{number}" for number in range(2000)]
 
 
 def test_token_files_hold_the_text(tmp_path: Path) -> None:
     corpus = find_corpus(str(TINY))
-    tokenizer = make_tokenizer(TokenizerConfig("word", 100), texts(corpus.splits["train"].pieces()))
+    tokenizer = make_tokenizer(TokenizerConfig("word", 100), texts(corpus.splits["train"].fragments()))
     files = encode_corpus(corpus, tokenizer, tmp_path)
     for name, file in files.items():
         text = (TINY / f"{name}.txt").read_text()

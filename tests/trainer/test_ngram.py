@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 
 import lm_runtime
 from conftest import FIXTURE, TINY
-from lm_runtime.files import UnusableFileError, read_pieces
+from lm_runtime.files import UnusableFileError
 from lm_runtime.generation.session import Session
 from lm_runtime.models.ngram import NgramModel, log_probabilities
 from lm_runtime.models.ngram_tables import NgramTables
 from lm_runtime.models.state import initial_state, join_states, read
 from lm_runtime.sampling.params import SamplingParams
 from lm_runtime.scoring.score import score_file
+from lm_runtime.text_files import read_fragments
 from lm_runtime.tokenizer import Tokenizer
 from lm_trainer.config import TokenizerConfig
 from lm_trainer.corpora.vocabulary import make_tokenizer
@@ -124,9 +125,10 @@ def logits_after(model: NgramModel, tokens: Sequence[int]) -> NDArray[np.float32
 def tiny() -> NgramModel:
     """Of data/tiny, with every word of it and some that never occur: <unk> is one of them."""
     tokenizer = make_tokenizer(
-        TokenizerConfig("word", 1000), [*(text for text, _ in read_pieces(TINY / "train.txt")), "never seen"]
+        TokenizerConfig("word", 1000),
+        [*(text for text, _ in read_fragments(TINY / "train.txt")), "never seen"],
     )
-    (ids,) = tokenizer.encode_pieces(read_pieces(TINY / "train.txt"))
+    (ids,) = tokenizer.encode_fragments(read_fragments(TINY / "train.txt"))
     return NgramModel(estimate(ids.astype(np.uint16), tokenizer.vocab_size, tokenizer.eos_id), tokenizer)
 
 
@@ -270,7 +272,7 @@ def test_an_id_out_of_the_vocabulary_is_refused(tiny: NgramModel, token: int) ->
 
 
 def test_a_text_is_scored_by_the_rules_of_all_models(tiny: NgramModel) -> None:
-    (ids,) = tiny.tokenizer.encode_pieces(read_pieces(TINY / "valid.txt"))
+    (ids,) = tiny.tokenizer.encode_fragments(read_fragments(TINY / "valid.txt"))
     score = score_file(tiny, TINY / "valid.txt")
     assert score.tokens == ids.size == 132
     found = log_probabilities(tiny.tables, ids)
@@ -282,7 +284,7 @@ def test_a_text_is_scored_by_the_rules_of_all_models(tiny: NgramModel) -> None:
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_a_session_saved_and_loaded_goes_on_bit_for_bit(tiny: NgramModel, tmp_path: Path, order: int) -> None:
-    (ids,) = tiny.tokenizer.encode_pieces(read_pieces(TINY / "train.txt"))
+    (ids,) = tiny.tokenizer.encode_fragments(read_fragments(TINY / "train.txt"))
     model = NgramModel(estimate(ids, tiny.tokenizer.vocab_size, EOS, order), tiny.tokenizer)
     whole = Session.start(model, "the keeper", seed=2)
     text = "".join(lm_runtime.generate(model, whole, SamplingParams(max_tokens=7)))

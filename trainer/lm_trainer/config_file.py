@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lm_runtime.files import UnusableFileError, read_text_file
+from lm_runtime.files import UnusableFileError
 from lm_runtime.settings import Setting
+from lm_runtime.text_files import read_text_file
 
 
 def read_settings(path: Path) -> dict[str, Any]:

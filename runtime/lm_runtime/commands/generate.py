@@ -11,9 +11,10 @@ import click
 
 from lm_runtime.commands import Command, imports, where_it_runs, which_graph
 from lm_runtime.commands.options import ESCAPED_TEXT, option, settings_options
-from lm_runtime.files import STANDARD_INPUT, read_text_file, require_place
+from lm_runtime.files import require_place
 from lm_runtime.sampling.params import SamplingParams
 from lm_runtime.settings import Setting
+from lm_runtime.text_files import STANDARD_INPUT, read_text_file
 
 if TYPE_CHECKING:
     from lm_runtime.models.protocol import BundleModel

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import IO
 
 from lm_runtime.commands import Progress, note
-from lm_runtime.files import UnusableFileError, hidden_name, is_read_once, lock, open_own, read_lines
+from lm_runtime.files import UnusableFileError, hidden_name, lock, open_own
 from lm_runtime.generation.complete import Request, complete
 from lm_runtime.models.protocol import BundleModel
 from lm_runtime.sampling.params import SamplingParams
 from lm_runtime.settings import short
+from lm_runtime.text_files import is_read_once, read_lines
 from lm_runtime.wire import TAKEN, Record, completion_record, parse, request_of, to_line, unknown_keys
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from lm_runtime.commands import Command, Progress, imports, note, where_it_runs, which_graph
-from lm_runtime.files import STANDARD_INPUT
+from lm_runtime.text_files import STANDARD_INPUT
 
 if TYPE_CHECKING:
     from lm_runtime.models.interpolation import InterpolatedModel

@@ -38,7 +38,7 @@ _MOST_DIGITS = 40
 
 @dataclass
 class StopScanner:
-    """Passes text on up to the first stop string, which may come in pieces."""
+    """Passes text on up to the first stop string, which may come in parts."""
 
     held: str = ""
     """Text that may be the beginning of a stop string."""

@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lm_runtime.bundle import StateTensor
-from lm_runtime.files import UnusableFileError, read_pieces
+from lm_runtime.files import UnusableFileError
 from lm_runtime.models.protocol import State, StepModel, Stepper
 from lm_runtime.scoring.score import token_log_probabilities
 from lm_runtime.softmax import log_normalizers
+from lm_runtime.text_files import read_fragments
 from lm_runtime.tokenizer import Tokenizer
 
 _ROUNDS = 200
@@ -138,7 +139,7 @@ def fit_weight(first: StepModel, second: StepModel, path: str | Path) -> float:
         UnusableFileError: the file cannot be used, or is empty.
     """
     _require_one_vocabulary(first, second)
-    texts = itertools.tee(read_pieces(Path(path)))
+    texts = itertools.tee(read_fragments(Path(path)))
     both = zip(*map(token_log_probabilities, (first, second), texts), strict=True)
     ratios = [theirs.astype(np.float64) - ours for (_, ours), (_, theirs) in both]
     if not ratios:

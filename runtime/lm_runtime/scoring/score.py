@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lm_runtime.files import UnusableFileError, read_lines, read_pieces
+from lm_runtime.files import UnusableFileError
 from lm_runtime.models.protocol import StepModel
 from lm_runtime.models.state import READ_TOKENS, initial_state
 from lm_runtime.softmax import log_softmax_at
+from lm_runtime.text_files import read_fragments, read_lines
 from lm_runtime.tokenizer import count_words
 
 _LARGEST_WORD_LOSS = 50.0
@@ -68,14 +69,14 @@ class Score:
 
 @dataclass
 class TextCount:
-    """Bytes and words of the pieces that pass through :meth:`count`."""
+    """Bytes and words of the fragments that pass through :meth:`count`."""
 
     bytes: int = 0
     words: int = 0
 
-    def count(self, pieces: Iterable[tuple[str, bool]]) -> Iterator[tuple[str, bool]]:
-        """Pass ``pieces`` on and count them."""
-        for text, ends in pieces:
+    def count(self, fragments: Iterable[tuple[str, bool]]) -> Iterator[tuple[str, bool]]:
+        """Pass ``fragments`` on and count them."""
+        for text, ends in fragments:
             self.bytes += len(text.encode()) + ends
             self.words += count_words(text) + ends
             yield text, ends
@@ -112,7 +113,7 @@ def score_file(model: StepModel, path: str | Path, *, each: TokenScores | None =
     path = Path(path)
     total, tokens, unknown = 0.0, 0, 0
     count = TextCount()
-    for ids, log_probabilities in token_log_probabilities(model, count.count(read_pieces(path))):
+    for ids, log_probabilities in token_log_probabilities(model, count.count(read_fragments(path))):
         if each is not None:
             each(ids, log_probabilities)
         total = add_up(log_probabilities, total)
@@ -124,18 +125,18 @@ def score_file(model: StepModel, path: str | Path, *, each: TokenScores | None =
 
 
 def token_log_probabilities(
-    model: StepModel, pieces: Iterable[tuple[str, bool]]
+    model: StepModel, fragments: Iterable[tuple[str, bool]]
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
     """The natural-log probability of each token of a text.
 
     Args:
         model: the model.
-        pieces: the text, as :func:`lm_runtime.files.read_pieces` gives it.
+        fragments: the text, as :func:`lm_runtime.text_files.read_fragments` gives it.
 
     Yields:
         ids ``(tokens,)`` and their log-probabilities ``(tokens,)``, a part of the text at a time.
     """
-    return id_log_probabilities(model, model.tokenizer.encode_pieces(pieces))
+    return id_log_probabilities(model, model.tokenizer.encode_fragments(fragments))
 
 
 def id_log_probabilities(

@@ -89,8 +89,8 @@ def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
 def _encode(model: StepModel, text: str, count: TextCount) -> NDArray[np.int64]:
     """The ids of a text's lines, each ended by ``<eos>``; an empty text is an empty line."""
     lines = text.removesuffix("\n").split("\n")
-    pieces = count.count((line.removesuffix("\r"), True) for line in lines)
-    return np.concatenate(list(model.tokenizer.encode_pieces(pieces)))
+    fragments = count.count((line.removesuffix("\r"), True) for line in lines)
+    return np.concatenate(list(model.tokenizer.encode_fragments(fragments)))
 
 
 def _scores(

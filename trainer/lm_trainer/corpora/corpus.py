@@ -10,8 +10,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lm_runtime.files import UnusableFileError, open_regular, read_pieces
+from lm_runtime.files import UnusableFileError, open_regular
 from lm_runtime.scoring.score import TextCount
+from lm_runtime.text_files import read_fragments
 from lm_runtime.tokenizer import Tokenizer
 from lm_trainer.corpora.datasets import DATASETS, fetch
 from lm_trainer.corpora.inspection import inspect
@@ -37,9 +38,9 @@ class Split:
     end: int | None = None
     """The byte after the last; None is the file's end."""
 
-    def pieces(self) -> Iterator[tuple[str, bool]]:
-        """The text, as :func:`lm_runtime.files.read_pieces`."""
-        return read_pieces(self.path, self.start, self.end)
+    def fragments(self) -> Iterator[tuple[str, bool]]:
+        """The text, as :func:`lm_runtime.text_files.read_fragments`."""
+        return read_fragments(self.path, self.start, self.end)
 
     @property
     def size(self) -> int:
@@ -163,9 +164,9 @@ def _line_after(path: Path, position: int) -> int:
     return position + next(begins, len(block))
 
 
-def texts(pieces: Iterable[tuple[str, bool]]) -> Iterator[str]:
-    """The texts of a stream of pieces, for a tokenizer's training."""
-    return (text for text, _ in pieces)
+def texts(fragments: Iterable[tuple[str, bool]]) -> Iterator[str]:
+    """The texts of a stream of fragments, for a tokenizer's training."""
+    return (text for text, _ in fragments)
 
 
 def encode_corpus(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> dict[str, TokenFile]:
@@ -180,7 +181,7 @@ def encode_corpus(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> dict[st
         count = TextCount()
         written = write_token_file(
             token_path(folder, name),
-            tokenizer.encode_pieces(count.count(split.pieces())),
+            tokenizer.encode_fragments(count.count(split.fragments())),
             vocab_size=tokenizer.vocab_size,
             unk_id=tokenizer.unk_id,
         )

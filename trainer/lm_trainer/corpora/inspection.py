@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from lm_runtime.files import UnusableFileError, open_regular, read_pieces
+from lm_runtime.files import UnusableFileError, open_regular
+from lm_runtime.text_files import read_fragments
 from lm_runtime.tokenizer import EOS
 
 _HEAD_BYTES = 1 << 16
@@ -25,7 +26,7 @@ def inspect(path: Path) -> tuple[str, ...]:
         head = file.read(_HEAD_BYTES)
     if _is_utf16(head):
         raise UnusableFileError(path, "UTF-16, where UTF-8 is needed; convert it first")
-    next(read_pieces(path), None)
+    next(read_fragments(path), None)
     if head.count(b"\r") > 1 and b"\n" not in head:
         raise UnusableFileError(
             path, "its lines end in carriage returns alone, where line feeds are needed; convert it first"

@@ -13,7 +13,8 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Engine
 
-from lm_runtime.files import UnusableFileError, read_lines, read_regular
+from lm_runtime.files import UnusableFileError, read_regular
+from lm_runtime.text_files import read_lines
 from lm_runtime.tokenizer import Tokenizer
 from lm_trainer.corpora.charsmap import character_normalizer, literal
 from lm_trainer.corpora.sentencepiece_model import Kind, SentencePieceModel, read_model

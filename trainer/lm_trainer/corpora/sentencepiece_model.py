@@ -14,7 +14,7 @@ from enum import IntEnum
 from typing import TypeVar
 
 _MOST_PIECES = 1 << 24
-_LONGEST_PIECE = 1 << 10
+_LONGEST_FRAGMENT = 1 << 10
 _TYPES = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
 
 Field = tuple[int, int | float | bytes]
@@ -134,7 +134,7 @@ def _piece(content: bytes) -> Piece:
     except ValueError as error:
         raise ModelError(f"a piece is damaged ({error})") from None
     score = scores[-1] if scores else 0.0
-    if not 0 < len(text) <= _LONGEST_PIECE or not math.isfinite(score):
+    if not 0 < len(text) <= _LONGEST_FRAGMENT or not math.isfinite(score):
         raise ModelError(f"a piece of {len(text):,} characters and the score {score}")
     return Piece(text, score, kind)
 

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from lm_runtime.files import UnusableFileError, open_own, read_lines
+from lm_runtime.files import UnusableFileError, open_own
+from lm_runtime.text_files import read_lines
 from lm_trainer.run.folder import METRICS
 
 

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from lm_runtime.commands import note
-from lm_runtime.files import UnusableFileError, read_text_file, write_text
+from lm_runtime.files import UnusableFileError, write_text
 from lm_runtime.generation.generate import generate
 from lm_runtime.sampling.params import SamplingParams
+from lm_runtime.text_files import read_text_file
 from lm_runtime.tokenizer import Tokenizer
 from lm_trainer.corpora.token_file import split_figures
 from lm_trainer.families import Model

@@ -109,7 +109,7 @@ def load_checkpoint(path: Path, mapped: bool = True) -> Checkpoint:
     """
     if path.is_dir():
         path = path / BEST
-    with reading(path, "not a checkpoint, or damaged"):
+    with reading_checkpoint(path, "not a checkpoint, or damaged"):
         content = _load(path, mapped)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise UnusableFileError(path, "not a checkpoint of steplm")
@@ -119,7 +119,7 @@ def load_checkpoint(path: Path, mapped: bool = True) -> Checkpoint:
             raise UnusableFileError(
                 path, f"checkpoint format {version}, where this version of steplm reads {known}"
             )
-    with reading(path, "damaged"):
+    with reading_checkpoint(path, "damaged"):
         tensors = dict(_tensors(content))
         for name, tensor in tensors.items():
             _check_plain(name, tensor)
@@ -130,7 +130,7 @@ def load_checkpoint(path: Path, mapped: bool = True) -> Checkpoint:
 
 
 @contextmanager
-def reading(path: Path, problem: str) -> Iterator[None]:
+def reading_checkpoint(path: Path, problem: str) -> Iterator[None]:
     """Within, whatever is raised because of the file becomes an :class:`UnusableFileError`."""
     try:
         yield
@@ -214,7 +214,7 @@ def restore_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     Raises:
         UnusableFileError: it is damaged, or does not fit the model.
     """
-    with reading(checkpoint.path, "damaged"):
+    with reading_checkpoint(checkpoint.path, "damaged"):
         tokenizer = Tokenizer(checkpoint.facts.tokenizer)
         expected = checkpoint.model_config.vocab_size
         if tokenizer.vocab_size != expected:
@@ -230,5 +230,5 @@ def restore_model(checkpoint: Checkpoint) -> tuple[Model, Tokenizer]:
     """
     tokenizer = restore_tokenizer(checkpoint)
     config = checkpoint.model_config
-    with reading(checkpoint.path, "damaged"):
+    with reading_checkpoint(checkpoint.path, "damaged"):
         return implementation(config.model_type).restore(config, checkpoint.weights), tokenizer

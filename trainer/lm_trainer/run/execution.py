@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from lm_runtime.commands import note
-from lm_runtime.files import read_text_file
 from lm_runtime.folders import held
+from lm_runtime.text_files import read_text_file
 from lm_trainer.families import ModelTrainer
 from lm_trainer.plan import Action, Plan
 from lm_trainer.presets import Preset

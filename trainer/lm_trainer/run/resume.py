@@ -10,7 +10,7 @@ import torch
 
 from lm_runtime.files import UnusableFileError
 from lm_trainer.families import ModelTrainer, implementation
-from lm_trainer.run.checkpoint import load_checkpoint, reading, restore_tokenizer
+from lm_trainer.run.checkpoint import load_checkpoint, reading_checkpoint, restore_tokenizer
 from lm_trainer.run.folder import LAST, SUMMARY
 from lm_trainer.run.job import check_processes, make_job
 from lm_trainer.run.records import Checkpoint
@@ -64,7 +64,7 @@ def resume(
         checkpoint_seconds=checkpoint_seconds,
         processes=processes,
     )
-    with reading(path, "damaged"):
+    with reading_checkpoint(path, "damaged"):
         family = implementation(checkpoint.model_config.model_type)
         trainer = family.resumed(job, checkpoint.snapshot)
     if length:

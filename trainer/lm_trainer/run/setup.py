@@ -144,14 +144,14 @@ def _encode(
 ) -> tuple[Tokenizer, RunFacts]:
     """Write the vocabulary and the token files into ``folder``, and return what is known of the run then."""
     for split in corpus.splits.values():  # before any long work
-        if not any(True for _ in split.pieces()):
+        if not any(True for _ in split.fragments()):
             raise UnusableFileError(split.path, "empty")
     begun = time.perf_counter()
     if pretrained:
         tokenizer = pretrained.tokenizer
         tell(f"network, weights and vocabulary from {pretrained.origin.path}")
     else:
-        tokenizer = make_tokenizer(config, texts(corpus.splits["train"].pieces()))
+        tokenizer = make_tokenizer(config, texts(corpus.splits["train"].fragments()))
     write_text(folder / TOKENIZER, tokenizer.json_text)
     splits = encode_corpus(corpus, tokenizer, folder / TOKEN_FILES)
     counts = ", ".join(f"{name} {file.tokens:,} tokens" for name, file in splits.items())
