@@ -172,16 +172,22 @@ def served(server: str, digest: str, archive: bool) -> tuple[Download, ...]:
 
 
 @pytest.mark.parametrize("archive", [False, True])
-def test_a_known_corpus_is_fetched_once_and_checked(
-    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, archive: bool
+def test_a_known_corpus_is_fetched_once_and_checked_and_a_download_is_told(
+    server: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    archive: bool,
 ) -> None:
     digest = sha256_of(tmp_path / "served/tiny.zip")
     monkeypatch.setitem(datasets.DATASETS, "ptb", served(server, digest, archive))
     folder = fetch("ptb", tmp_path / "data")
     for split in SPLITS:
         assert (folder / f"{split}.txt").read_bytes() == (TINY / f"{split}.txt").read_bytes()
+    assert capsys.readouterr().err.startswith(f"downloading {server}")
     monkeypatch.setitem(datasets.DATASETS, "ptb", served("http://127.0.0.1:9", digest, archive))
     assert fetch("ptb", tmp_path / "data") == folder
+    assert capsys.readouterr().err == ""
 
 
 def test_a_text_that_was_not_unpacked_whole_is_unpacked_again(

@@ -10,6 +10,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from lm_runtime.commands import note
 from lm_runtime.files import UnusableFileError, write_whole
 
 
@@ -95,6 +96,7 @@ def _download(name: str, download: Download, folder: Path) -> None:
     import pooch  # here, because a corpus on disk needs no network
 
     pooch.get_logger().setLevel("WARNING")
+    note(f"downloading {download.url} into {folder}")
     try:
         path = pooch.retrieve(download.url, download.digest, fname=download.name, path=folder)
     except (OSError, ValueError) as error:
