@@ -291,9 +291,19 @@ LONG = [
 ]
 
 
+AT_A_TERMINAL = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
 def start(folder: Path, *more: str) -> subprocess.Popen[str]:
+    """lm-train as a shell at a terminal starts it: signals end it, though the tests may run under nohup."""
     command = [str(Path(sys.executable).parent / "lm-train"), *map(str, LONG), "--out", "run", *more]
-    return subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
+    shell = [sys.executable, "-I", "-S", "-c", AT_A_TERMINAL, *command]
+    return subprocess.Popen(shell, cwd=folder, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.fixture(scope="module")
