@@ -38,7 +38,11 @@ __all__ = [
     "which_graph",
 ]
 
-_EXTRAS = {"llguidance": ("regex",) * 2, "tensorboard": ("tensorboard",) * 2}
+_EXTRAS = {
+    "llguidance": ("regex",) * 2,
+    "tensorboard": ("tensorboard",) * 2,
+    **dict.fromkeys(("starlette", "uvicorn"), ("serve",) * 2),
+}
 """The extra that brings a module, as pip takes it and as it is called; all others are of the training."""
 
 _OUT_OF_MEMORY = re.compile(

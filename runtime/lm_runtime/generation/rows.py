@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lm_runtime.generation.session import Session
 from lm_runtime.sampling.constraint import compiled
@@ -36,6 +37,17 @@ class Piece:
     """The model's, before temperature and penalties; None where it was not asked for."""
     alternatives: tuple[tuple[int, float], ...] = field(default=(), repr=False)
     """The most probable tokens and their log-probabilities, best first."""
+
+
+def most_probable(values: NDArray[np.float64], k: int) -> list[int]:
+    """The ids of the k largest of ``values`` ``(vocab,)``, the largest first, of equal ones the lower id."""
+    if 0 < k < values.size:
+        least = np.partition(values, -k)[-k]
+        ids = np.flatnonzero(values >= least)
+    else:
+        ids = np.arange(values.size)
+    order: list[int] = ids[np.argsort(-values[ids], kind="stable")][:k].tolist()
+    return order
 
 
 class Row:
@@ -151,7 +163,7 @@ class Group:
             token = pieces[number].token
             if token is not None:
                 values = log_softmax(logits[number])
-                order = np.argsort(-values, kind="stable")[: self._logprobs].tolist()
+                order = most_probable(values, self._logprobs)
                 pieces[number] = replace(
                     pieces[number],
                     log_probability=float(values[token]),
