@@ -11,10 +11,10 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from lm_runtime.sampling.sampler import NotFiniteError
-from lm_runtime.server import completions
-from lm_runtime.server.completions import Choice, ReadPrompt, Wanted
+from lm_runtime.server.completions import Choice, failure_of, usage_of
 from lm_runtime.server.errors import ApiError
 from lm_runtime.server.lane import Batch, Text
+from lm_runtime.server.prompts import ReadPrompt, read_prompts, texts_of
 from lm_runtime.server.replies import (
     DONE,
     end_stream,
@@ -22,12 +22,14 @@ from lm_runtime.server.replies import (
     not_finite,
     read_body,
     send_head,
+    send_json,
     to_event,
     to_json,
     until_gone,
 )
 from lm_runtime.server.served import Served
 from lm_runtime.server.service import Service
+from lm_runtime.server.wanted import FIELDS, Wanted, wanted_of
 
 _CHUNKS_A_SECOND = 1000
 """Of all streams together: each has what came since its last chunk, so more streams make longer chunks."""
@@ -45,8 +47,8 @@ class Completions:
         request = Request(scope, receive)
         record = await read_body(request, service)
         served = service.named(record.get("model"))
-        wanted = completions.wanted_of(record, served.model.tokenizer, served.model.defaults, service.limits)
-        answer = _Answer(service, served, wanted, scope["facts"], ignored(record, completions.FIELDS))
+        wanted = wanted_of(record, served.model.tokenizer, served.model.defaults, service.limits)
+        answer = _Answer(service, served, wanted, scope["facts"], ignored(record, FIELDS))
         if service.log_texts:
             scope["facts"]["prompt"] = record.get("prompt")
         with served.admitting(wanted.texts):
@@ -90,12 +92,12 @@ class _Answer:
         constrained = wanted.params.regex is not None
         try:
             prompts = await served.work(
-                lambda: completions.read_prompts(model, wanted, states, service.limits),
+                lambda: read_prompts(model, wanted, states, service.limits),
                 constrained=constrained,
             )
         except NotFiniteError as error:
             raise not_finite(wanted.state) from error
-        texts = list(completions.texts_of(prompts, wanted))
+        texts = list(texts_of(prompts, wanted))
         names = served.token_names if wanted.params.logprobs is not None else []
         choices = [
             Choice(index, text, prompts[index // wanted.n], wanted, model, names, states)
@@ -116,17 +118,17 @@ class _Answer:
         self, send: Send, batch: Batch, choices: list[Choice], prompts: list[ReadPrompt]
     ) -> None:
         await batch.news.wait()
-        if (failure := completions.failure_of(batch.texts, self._wanted)) is not None:
+        if (failure := failure_of(batch.texts, self._wanted)) is not None:
             raise failure
 
         def body() -> bytes:
             records = [choice.record() for choice in choices]
-            usage = completions.usage_of(prompts, batch.texts)
+            usage = usage_of(prompts, batch.texts)
             return to_json(self._head | {"choices": records, "usage": usage})
 
         long = self._wanted.params.logprobs is not None or self._wanted.return_state
         content = await self._served.work(body) if long else body()
-        await _sendto_json(send, content, self._headers)
+        await send_json(send, content, self._headers)
 
     async def _stream(
         self, send: Send, batch: Batch, choices: list[Choice], prompts: list[ReadPrompt]
@@ -158,12 +160,10 @@ class _Answer:
                 await asyncio.sleep(min(_LONGEST_PAUSE, service.streams / _CHUNKS_A_SECOND))
         finally:
             service.streams -= 1
-        if (failure := completions.failure_of(batch.texts, self._wanted)) is not None:
+        if (failure := failure_of(batch.texts, self._wanted)) is not None:
             events += to_event(failure.record())
         elif usage:
-            events += to_event(
-                self._head | {"choices": [], "usage": completions.usage_of(prompts, batch.texts)}
-            )
+            events += to_event(self._head | {"choices": [], "usage": usage_of(prompts, batch.texts)})
         await send({"type": "http.response.body", "body": events + DONE})
 
     def _first_token(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from importlib.resources import files
 from typing import Any
 
@@ -28,6 +28,7 @@ from lm_runtime.server.replies import (
     ignored,
     not_finite,
     read_body,
+    send_json,
     stopping,
     to_json,
     until_gone,
@@ -93,14 +94,14 @@ class Health:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._ready and self._service.draining:
             raise stopping()
-        await _sendto_json(send, to_json({"status": "ok", "models": list(self._service.served)}), {})
+        await send_json(send, to_json({"status": "ok", "models": list(self._service.served)}), {})
 
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 Function = Callable[[BundleModel, Record], Record]
 
 
-def _plain(service: Service, function: Function, fields: Iterable[str]) -> Any:
+def _plain(service: Service, function: Function, fields: Collection[str]) -> Any:
     """A path that is a function of a JSON object, called in another thread."""
 
     class Plain:
@@ -116,7 +117,7 @@ def _plain(service: Service, function: Function, fields: Iterable[str]) -> Any:
                     raise not_finite(record.get("state")) from error
                 found = {"model": served.name, **found}
                 service.metrics.prompt_tokens += found.get("usage", {}).get("prompt_tokens", 0)
-                await _sendto_json(send, to_json(found), ignored(record, fields))
+                await send_json(send, to_json(found), ignored(record, fields))
 
             with served.admitting(1):
                 await until_gone(answer(), receive, service.limits.timeout, scope["facts"])

@@ -5,7 +5,6 @@ An ASGI middleware; knows nothing about models.
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import json
 import re
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lm_runtime.server.errors import ApiError
@@ -87,9 +87,8 @@ class Guard:
         except ApiError as error:
             if not status:
                 await send_error(counted_send, error)
-        except asyncio.CancelledError:
-            status = status or _LEFT
-            raise
+        except ClientDisconnect:
+            facts["left"] = True
         except Exception as error:
             facts["error"] = f"{type(error).__name__}: {error}"
             facts["at"] = traceback.format_tb(error.__traceback__)[-1].strip().replace("\n", " ")

@@ -29,8 +29,8 @@ class Text:
     def __init__(self, session: Session, params: SamplingParams, *, keeps: bool = False) -> None:
         self.session = session
         self.params = params
-        self.pieces: list[Piece] = []
-        """Its tokens so far."""
+        self.pieces: list[tuple[int, Piece]] = []
+        """Its tokens so far, with what is known of each."""
         self.shown: list[str] = []
         """Its text so far, a part for each step."""
         self.finish: str | None = None if params.max_tokens else "length"
@@ -47,7 +47,7 @@ class Text:
     def take(self, piece: Piece) -> None:
         """Add what a step brought."""
         if piece.token is not None:
-            self.pieces.append(piece)
+            self.pieces.append((piece.token, piece))
         text = piece.text if self._keeps else piece.text + self.session.last_words(piece.finish)
         self.shown.append(text)
         self.finish = piece.finish

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import re
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Collection, Coroutine, Mapping
 from typing import Any
 
 from starlette.requests import Request
@@ -23,6 +23,7 @@ DONE = b"data: [DONE]\n\n"
 _BODY_SECONDS = 30.0
 _LAST_SECONDS = 1.0
 _MOST_NAMED = 10
+_LONGEST_NAME = 40
 
 
 async def read_body(request: Request, service: Service) -> Record:
@@ -33,7 +34,7 @@ async def read_body(request: Request, service: Service) -> Record:
     """
     if service.draining:
         raise stopping()
-    content = b""
+    content = bytearray()
     most = service.limits.max_body
     try:
         async with asyncio.timeout(_BODY_SECONDS):
@@ -70,7 +71,7 @@ async def until_gone(
     if task in done:
         task.result()
         return
-    with contextlib.suppress(asyncio.CancelledError):
+    with contextlib.suppress(asyncio.CancelledError, Exception):
         await task
     facts["left" if gone in done else "timeout"] = True
     if not done:
@@ -83,26 +84,31 @@ async def _gone(receive: Receive) -> None:
 
 
 def not_finite(state: object) -> ApiError:
+    """The error for numbers that are NaN or infinite: the client's, if it brought a state."""
     if state is None:
         return ApiError(500, "the model's logits are NaN or infinite", code="failed")
     return invalid("state leads to numbers that are not finite", "state")
 
 
 def stopping() -> ApiError:
+    """The error for a request that comes too late."""
     return ApiError(503, "the server is stopping", code="stopping", headers={"Retry-After": "5"})
 
 
-def ignored(record: Record, fields: Iterable[str]) -> dict[str, str]:
+def ignored(record: Record, fields: Collection[str]) -> dict[str, str]:
     """A header that names the fields that mean nothing."""
-    names = [re.sub(r"[^A-Za-z0-9_.-]", "?", name)[:40] for name in record if name not in set(fields)]
-    return {IGNORED: ", ".join(names[:_MOST_NAMED])} if names else {}
+    names = [name for name in record if name not in fields]
+    shown = (re.sub(r"[^A-Za-z0-9_.-]", "?", name[:_LONGEST_NAME]) for name in names[:_MOST_NAMED])
+    return {IGNORED: ", ".join(shown)} if names else {}
 
 
 def to_json(record: Record) -> bytes:
+    """A JSON object."""
     return json.dumps(record, allow_nan=False, separators=(",", ":")).encode("ascii")
 
 
 def to_event(record: Record) -> bytes:
+    """A server-sent event."""
     return b"data: " + to_json(record) + b"\n\n"
 
 
@@ -113,12 +119,14 @@ async def end_stream(send: Send, error: ApiError) -> None:
             await send({"type": "http.response.body", "body": to_event(error.record()) + DONE})
 
 
-async def _sendto_json(send: Send, content: bytes, headers: Mapping[str, str]) -> None:
+async def send_json(send: Send, content: bytes, headers: Mapping[str, str]) -> None:
+    """Send a JSON object, and headers of its own."""
     length = {"content-type": "application/json", "content-length": str(len(content))}
     await send_head(send, 200, length | dict(headers))
     await send({"type": "http.response.body", "body": content})
 
 
 async def send_head(send: Send, status: int, headers: Mapping[str, str]) -> None:
+    """Begin an answer."""
     pairs = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": status, "headers": pairs})
