@@ -89,9 +89,10 @@ class Command(GroupedCommand):
         except ValueError as error:
             self._fail(str(error), 2)
         except ModuleNotFoundError as error:
-            extra, called = _EXTRAS.get(error.name or "", ("train", "training"))
+            name = (error.name or "").partition(".")[0]
+            extra, called = _EXTRAS.get(name, ("train", "training"))
             self._fail(
-                f"{error.name} is not installed; install the {called} extra: pip install 'steplm[{extra}]'", 1
+                f"{name} is not installed; install the {called} extra: pip install 'steplm[{extra}]'", 1
             )
         except ImportError as error:
             # A library that is installed: there is no memory for it, or it misses another one.

@@ -120,8 +120,8 @@ def main(
     )
     shown = f"[{host}]" if ":" in host else host
     note(f"serving {', '.join(map(_called, names, models))}; Ctrl-C stops")
-    click.echo(f"http://{shown}:{listener.getsockname()[1]}/")
-    run(service, listener, note)
+    address = f"http://{shown}:{listener.getsockname()[1]}/"
+    run(service, listener, lambda: click.echo(address), note)
 
 
 def _called(name: str, model: BundleModel) -> str:

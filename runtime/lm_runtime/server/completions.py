@@ -88,11 +88,7 @@ class Choice:
         return self._prompt if self._wanted.echo else None
 
     def _logprobs(
-        self,
-        prompt: ReadPrompt | None,
-        scores: Scores,
-        pieces: Sequence[tuple[int, Piece]],
-        finish: str | None,
+        self, prompt: ReadPrompt | None, scores: Scores, pieces: Sequence[tuple[int, Piece]]
     ) -> Record:
         names, offsets = self._names, []
         if prompt is not None:

@@ -27,10 +27,22 @@ _LAST_WORDS = 2
 class _Server(uvicorn.Server):
     """uvicorn, which stops when its service has nothing left to do."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        service: Service,
+        ready: Callable[[], None],
+        tell: Callable[[str], None],
+    ) -> None:
         super().__init__(config)
         self._service = service
+        self._ready = ready
         self._tell = tell
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to serve, and say so."""
+        await super().startup(sockets)
+        self._ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to stop, or stop at once; called by a signal."""
@@ -71,12 +83,15 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def run(service: Service, listener: socket.socket, tell: Callable[[str], None]) -> None:
+def run(
+    service: Service, listener: socket.socket, ready: Callable[[], None], tell: Callable[[str], None]
+) -> None:
     """Serve until a signal says to stop.
 
     Args:
         service: what is served.
         listener: from :func:`listen`.
+        ready: called when it serves, and a signal ends it in good order.
         tell: is told what a person at the terminal wants to know.
     """
     config = uvicorn.Config(
@@ -93,4 +108,4 @@ def run(service: Service, listener: socket.socket, tell: Callable[[str], None]) 
         timeout_keep_alive=_KEEP_ALIVE,
         timeout_graceful_shutdown=_LAST_WORDS,
     )
-    _Server(config, service, tell).run(sockets=[listener])
+    _Server(config, service, ready, tell).run(sockets=[listener])
