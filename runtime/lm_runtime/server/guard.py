@@ -15,7 +15,6 @@ import uuid
 from collections.abc import Collection, MutableMapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -100,13 +99,12 @@ class Guard:
     def _check(self, scope: Scope, headers: MutableMapping[str, str]) -> None:
         """Raise for a request that may not be made."""
         rules = self._rules
-        host = urlsplit(f"//{headers.get('host', '')}")
-        if rules.hosts and _hostname(host.netloc) not in rules.hosts:
+        host = headers.get("host", "").lower()
+        if rules.hosts and _hostname(host) not in rules.hosts:
             raise ApiError(403, "host is not one of this server's names", code="host")
         origin = headers.get("origin")
         if origin is not None and "*" not in rules.origins and origin not in rules.origins:
-            own = urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
-            if not own:
+            if origin.lower().partition("://")[2] != host:
                 raise ApiError(403, "origin is not allowed; see --cors-origin", code="origin")
         if rules.keys and scope["path"] not in _OPEN_PATHS and scope["method"] != "OPTIONS":
             kind, _, key = headers.get("authorization", "").partition(" ")
@@ -144,10 +142,9 @@ def _is_one(key: bytes, keys: tuple[bytes, ...]) -> bool:
     return sum(hmac.compare_digest(key, own) for own in keys) > 0
 
 
-def _hostname(netloc: str) -> str:
-    """The host of ``host:port``, in small letters, without brackets."""
-    name = netloc.rpartition(":")[0] if re.search(r":\d*$", netloc) and not netloc.endswith("]") else netloc
-    return name.strip("[]").lower()
+def _hostname(host: str) -> str:
+    """The host of ``host:port``, without brackets."""
+    return re.sub(r":\d*$", "", host).strip("[]")
 
 
 async def send_error(send: Send, error: ApiError) -> None:

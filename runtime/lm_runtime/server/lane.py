@@ -93,7 +93,8 @@ class Lane:
         self._inbox: list[Callable[[], None]] = []
         self._changed = threading.Condition()
         self._closed = False
-        threading.Thread(target=self._run, name=name, daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
 
     def __len__(self) -> int:
         """How many texts run or wait here."""
@@ -112,6 +113,11 @@ class Lane:
         with self._changed:
             self._closed = True
             self._changed.notify()
+
+    def join(self, seconds: float) -> bool:
+        """Wait until the thread has ended; return whether it has."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
 
     def _tell(self, act: Callable[[], None]) -> None:
         with self._changed:

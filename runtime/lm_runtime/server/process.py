@@ -38,6 +38,7 @@ class _Server(uvicorn.Server):
         self._service = service
         self._ready = ready
         self._tell = tell
+        self._at_once = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to serve, and say so."""
@@ -46,8 +47,7 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to stop, or stop at once; called by a signal."""
-        if self._service.draining:
-            self.should_exit = self.force_exit = True
+        self._at_once = self._service.draining
         self._service.draining = True
 
     async def main_loop(self) -> None:
@@ -58,11 +58,16 @@ class _Server(uvicorn.Server):
             await self.on_tick(count)
             count += 1
             await asyncio.sleep(_TICK)
-            if self._service.draining:
-                if ends is None:
-                    ends = time.monotonic() + self._service.limits.grace
-                    self._tell(f"stopping: {self._service.open} texts are still running")
-                self.should_exit |= not self._service.open or time.monotonic() > ends
+            if not self._service.draining:
+                continue
+            if ends is None:
+                ends = time.monotonic() + self._service.limits.grace
+                self._tell(f"stopping: {self._service.open} texts are still running")
+            self._at_once |= time.monotonic() > ends
+            if self._at_once:
+                for task in self.server_state.tasks:
+                    task.cancel()
+            self.should_exit = self._at_once or not self._service.open
 
 
 def listen(host: str, port: int) -> socket.socket:

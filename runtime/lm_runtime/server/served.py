@@ -25,6 +25,7 @@ Result = TypeVar("Result")
 
 _CONSTRAINED = 4
 """Requests with a regular expression that run at a time."""
+_LAST_STEP = 5.0
 _COSTLY = 5.0
 """Seconds of such a request, after which its expression is not kept."""
 
@@ -59,6 +60,7 @@ class Served:
         self._loop = asyncio.get_running_loop()
         self._lane = Lane(model, limits.max_batch, self._loop, f"lane of {name}")
         self._constrained = asyncio.Semaphore(_CONSTRAINED)
+        self._closing: list[Lane] = []
 
     @cached_property
     def token_names(self) -> list[str]:
@@ -109,9 +111,12 @@ class Served:
                 yield
             finally:
                 lane.close()
+                self._closing = [other for other in (*self._closing, lane) if not other.join(0)]
                 if time.monotonic() - begun > _COSTLY:
                     compiled.cache_clear()
 
     def close(self) -> None:
-        """Let the lane end."""
+        """Let the lanes end, and wait for their last steps: no thread in native code may outlive Python."""
         self._lane.close()
+        for lane in (self._lane, *self._closing):
+            lane.join(_LAST_STEP)
