@@ -103,9 +103,9 @@ class Guard:
         if rules.hosts and _hostname(host) not in rules.hosts:
             raise ApiError(403, "host is not one of this server's names", code="host")
         origin = headers.get("origin")
-        if origin is not None and "*" not in rules.origins and origin not in rules.origins:
-            if origin.lower().partition("://")[2] != host:
-                raise ApiError(403, "origin is not allowed; see --cors-origin", code="origin")
+        own = origin is None or origin.lower().partition("://")[2] == host
+        if not own and "*" not in rules.origins and origin not in rules.origins:
+            raise ApiError(403, "origin is not allowed; see --cors-origin", code="origin")
         if rules.keys and scope["path"] not in _OPEN_PATHS and scope["method"] != "OPTIONS":
             kind, _, key = headers.get("authorization", "").partition(" ")
             data = key.strip().encode("latin-1", "replace")
