@@ -51,7 +51,7 @@ def score_texts(model: StepModel, texts: Iterable[str]) -> Iterator[Score]:
         ids = [_encode(model, text, count) for text, count in zip(chunk, counts, strict=True)]
         for tokens, count, (values, _) in zip(ids, counts, _scores(model, ids), strict=True):
             unknown = unknown_tokens(model, tokens)
-            yield Score(add_up(values), tokens.size, unknown, count.bytes, count.words)
+            yield count.score(add_up(values), tokens.size, unknown)
 
 
 def score_ids(
