@@ -47,7 +47,12 @@ def split_typed(text: str) -> tuple[str, str]:
 
 
 def complete_word(
-    model: StepModel, prompt: str | Session, typed: str | None = None, k: int = 5
+    model: StepModel,
+    prompt: str | Session,
+    typed: str | None = None,
+    k: int = 5,
+    *,
+    line_breaks: bool = False,
 ) -> list[tuple[str, float]]:
     """The most probable words that begin as typed.
 
@@ -58,6 +63,7 @@ def complete_word(
             and where ``typed`` brings its own. Without it, a text's own last word is completed, or the next
             one suggested where the text ends in white space.
         k: how many words, at least 1.
+        line_breaks: whether the end of the line may be one of them, as ``"\\n"``, where nothing is typed yet.
 
     Returns:
         each word, without white space, and the probability that it comes next as a whole, the most probable
@@ -67,7 +73,7 @@ def complete_word(
         ValueError: k is out of its range.
     """
     check_number("k", k, int, low=1, high=1000)
-    search = _Search(model, k)
+    search = _Search(model, k, line_breaks=line_breaks)
     if isinstance(prompt, Session):
         session, spelled = prompt, typed or ""
         session.require_rest()
@@ -89,9 +95,10 @@ def complete_word(
 class _Search:
     """A best-first search over the tokens that spell words."""
 
-    def __init__(self, model: StepModel, k: int) -> None:
+    def __init__(self, model: StepModel, k: int, *, line_breaks: bool) -> None:
         self._model = model
         self._k = k
+        self._line_breaks = line_breaks
         self._vocabulary = _vocabulary(model.tokenizer)
         self._words: defaultdict[str, float] = defaultdict(float)
         self._order = itertools.count()
@@ -109,7 +116,10 @@ class _Search:
         logits, state = self._model.step(np.array([[session.token]]), session.state)
         implied = self._model.tokenizer.kind == "word"  # its words have their spaces between them
         rest = (spelled.lstrip() if implied else spelled).encode()
-        self._spell(log_softmax(logits[0, 0]), 0.0, b"", rest, state)
+        values = log_softmax(logits[0, 0])
+        if self._line_breaks and not rest.strip():
+            self._words["\n"] = math.exp(values[self._model.tokenizer.eos_id])
+        self._spell(values, 0.0, b"", rest, state)
 
     @property
     def is_decided(self) -> bool:
