@@ -81,6 +81,8 @@ def complete_word(
     else:
         context, spelled = (prompt, typed) if typed is not None else split_typed(prompt)
         session, in_line = Session.start(model, context), False
+    if model.tokenizer.lowercases:
+        spelled = spelled.lower()
     begins_line = session.token == model.tokenizer.eos_id and search.spaces_lines
     if (in_line or begins_line) and not spelled[:1].isspace():
         spelled = f" {spelled}"
@@ -197,7 +199,7 @@ class _Vocabulary:
         self.bytes = tokenizer.token_bytes
         if tokenizer.kind == "other":  # SentencePiece and its like spell a space so
             self.bytes = [spelled.replace("▁".encode(), b" ") for spelled in self.bytes]
-        self.spaces_lines = tokenizer.kind == "other" and self.bytes[tokenizer.encode("a")[0]][:1] == b" "
+        self.spaces_lines = tokenizer.kind == "other" and _spaces_lines(tokenizer, self.bytes)
         silent = {tokenizer.eos_id, tokenizer.unk_id}
         spelling = [
             token for token in range(tokenizer.vocab_size) if token not in silent and self.bytes[token]
@@ -227,6 +229,13 @@ class _Vocabulary:
 @lru_cache(maxsize=8)
 def _vocabulary(tokenizer: Tokenizer) -> _Vocabulary:
     return _Vocabulary(tokenizer)
+
+
+def _spaces_lines(tokenizer: Tokenizer, spelled: list[bytes]) -> bool:
+    """Whether a line's first word is the token of a word after a space."""
+    words = (part.decode("utf-8", "ignore")[1:] for part in spelled if part[:1] == b" ")
+    word = next((word for word in words if word.isalpha()), None)
+    return word is not None and spelled[tokenizer.encode(word)[0]][:1] == b" "
 
 
 def _goes_on(spelled: bytes) -> bool:
