@@ -39,6 +39,12 @@ class Corpus:
     notes: tuple[str, ...] = ()
     """What that person should know of the texts' form."""
 
+    def unwrapped(self) -> Corpus:
+        """The same texts with each paragraph as one line."""
+        splits = {name: dataclasses.replace(split, unwrap=True) for name, split in self.splits.items()}
+        notes = (*self.notes, "the lines of each paragraph are joined")
+        return dataclasses.replace(self, splits=splits, notes=notes)
+
 
 @dataclass(frozen=True)
 class CorpusFacts:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lm_runtime.files import UnusableFileError, open_regular
 from lm_runtime.text_files import read_fragments
+from lm_trainer.corpora.unwrapping import unwrap
 
 _SHARE = 0.05
 """Of the text, for each of validation and test."""
@@ -28,10 +29,13 @@ class Split:
     """The file."""
     parts: tuple[tuple[int, int | None], ...] = ((0, None),)
     """The stretches' first bytes, and the bytes after their last; None is the file's end."""
+    unwrap: bool = False
+    """Whether lines are joined to paragraphs."""
 
     def stretches(self) -> Iterator[Iterator[tuple[str, bool]]]:
         """The text of each stretch, as :func:`lm_runtime.text_files.read_fragments`."""
-        return (read_fragments(self.path, start, end) for start, end in self.parts)
+        texts = (read_fragments(self.path, start, end) for start, end in self.parts)
+        return map(unwrap, texts) if self.unwrap else texts
 
     def fragments(self) -> Iterator[tuple[str, bool]]:
         """The text of all stretches."""
