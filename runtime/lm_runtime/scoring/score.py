@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lm_runtime.files import UnusableFileError
-from lm_runtime.models.protocol import StepModel
+from lm_runtime.models.protocol import DirectModel, StepModel
 from lm_runtime.models.state import READ_TOKENS, initial_state
 from lm_runtime.softmax import log_softmax_at
 from lm_runtime.text_files import read_fragments, read_lines
@@ -151,6 +151,13 @@ def id_log_probabilities(
     """
     state = initial_state(model, 1)
     previous = model.tokenizer.eos_id
+    if isinstance(model, DirectModel):
+        for ids in parts:
+            read = np.append(previous, ids)
+            values, state = model.score(read[None], state)
+            previous = int(read[-1])
+            yield ids, values[0]
+        return
     for ids in parts:
         for start in range(0, ids.size, call):
             targets = ids[start : start + call]
