@@ -149,8 +149,17 @@ def id_log_probabilities(
         parts: the text, ``(tokens,)`` in each part.
         call: the most tokens in one call of the model.
     """
-    for targets, logits in predictions(model, parts, call=call):
-        yield targets, log_softmax_at(logits, targets)
+    if not isinstance(model, DirectModel):
+        for targets, logits in predictions(model, parts, call=call):
+            yield targets, log_softmax_at(logits, targets)
+        return
+    state = initial_state(model, 1)
+    previous = model.tokenizer.eos_id
+    for ids in parts:
+        read = np.append(previous, ids)
+        values, state = model.score(read[None], state)
+        previous = int(read[-1])
+        yield ids, values[0]
 
 
 def predictions(
@@ -168,13 +177,6 @@ def predictions(
     """
     state = initial_state(model, 1)
     previous = model.tokenizer.eos_id
-    if isinstance(model, DirectModel):
-        for ids in parts:
-            read = np.append(previous, ids)
-            values, state = model.score(read[None], state)
-            previous = int(read[-1])
-            yield ids, values[0]
-        return
     for ids in parts:
         for start in range(0, ids.size, call):
             targets = ids[start : start + call]
