@@ -25,6 +25,8 @@ def test_bits_a_byte_are_not_given_where_words_are_unknown(
     assert f"<td>{WHY}</td>" in (small_run / "report.html").read_text()
     assert f"bits a byte {WHY} (132 tokens" in (small_bundle / "README.md").read_text()
     assert f"; bits a byte {WHY}; " in invoke(lm_score, small_bundle, TINY / "valid.txt")[1]
+    invoke(lm_score, small_bundle, TINY / "valid.txt", "--html", "page.html")
+    assert WHY in Path("page.html").read_text()
     scored = json.loads(invoke(lm_score, small_bundle, TINY / "valid.txt", "--json")[1])
     assert (scored["bits_per_byte"], scored["unknown"]) == (None, 26)
 
