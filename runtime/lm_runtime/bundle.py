@@ -246,10 +246,10 @@ def parse_json_object(path: Path, content: bytes) -> dict[str, Any]:
 
 
 def read_files(folder: Path, config: BundleConfig, names: Iterable[str]) -> dict[str, bytes]:
-    """The content of each of the files ``names``; a graph, tables and a vocabulary are what the exporter wrote.
+    """The content of each of the files ``names``.
 
-    A vocabulary may have other line ends, as version control converts them. The other files are their owner's
-    to edit.
+    Graphs, tables and vocabularies must be what the exporter wrote; a vocabulary may have other line ends, as
+    version control converts them. The other files are their owner's to edit.
 
     Raises:
         UnusableFileError: a file is missing, no regular file, or its sha256 is another.

@@ -41,6 +41,7 @@ CRLF = {"type": "Replace", "pattern": {"String": "\r\n"}, "content": LINE_BREAK}
 _BATCH_CHARACTERS = 1 << 20
 _CONTEXT = 8
 _LARGEST_FILE = 1 << 30
+_LOWERCASE = {"type": "Lowercase"}
 _SEPARATORS = "\x1c\x1d\x1e\x1f"
 _SEPARATORS_AS_LETTERS = str.maketrans(_SEPARATORS, "xxxx")
 
@@ -61,10 +62,11 @@ class Tokenizer:
         data = _parse(json_text)
         self.kind: Kind = _kind(data)
         """How text is cut: word, char, (byte-level) bpe, or another way that a given file defines."""
+        self.lowercases = _LOWERCASE in steps_of(data.get("normalizer"))
+        """Whether every text is read in lower case."""
         with _library("not a tokenizer.json"):
             self._engine = tokenizers.Tokenizer.from_str(json_text)
-            if self.kind != "other":
-                _simplify(self._engine, self.kind, data["model"])
+            _simplify(self._engine, data, self.kind, lowercases=self.lowercases)
             # Text that spells a special token's name is text, but for a word of that name in a word
             # vocabulary.
             self._engine.encode_special_tokens = True
@@ -380,15 +382,21 @@ def _has_line_break(data: dict[str, Any]) -> bool:
     )
 
 
+def steps_of(normalizer: object) -> list[Any]:
+    """What a normalizer consists of, itself or a sequence's parts."""
+    inner = normalizer.get("normalizers") if isinstance(normalizer, dict) else None
+    return inner if isinstance(inner, list) else [] if normalizer is None else [normalizer]
+
+
 def _kind(data: dict[str, Any]) -> Kind:
     """Tell from a ``tokenizer.json`` which of the project's own kinds it is."""
     model, pre_tokenizer, normalizer = data.get("model"), data.get("pre_tokenizer"), data.get("normalizer")
     if not (isinstance(model, dict) and isinstance(pre_tokenizer, dict)):
         return "other"
-    own = _has_line_break(data) and normalizer == CRLF
-    if normalizer is not None and not own:
+    own = _has_line_break(data) and steps_of(normalizer)[:1] == [CRLF]
+    if [step for step in steps_of(normalizer)[own:] if step != _LOWERCASE]:
         return "other"
-    closed = own and model.get("type") == "WordPiece" and model.get("continuing_subword_prefix") == LINE_BREAK
+    closed = own and _is_closed(model)
     match "WordLevel" if closed else model.get("type"), pre_tokenizer.get("type"):
         case "WordLevel", "WhitespaceSplit":
             return "word"
@@ -403,12 +411,19 @@ def _kind(data: dict[str, Any]) -> Kind:
     return "other"
 
 
-def _simplify(engine: tokenizers.Tokenizer, kind: Kind, model: dict[str, Any]) -> None:
+def _is_closed(model: dict[str, Any]) -> bool:
+    """Whether the model takes words whole or not at all, as this project's vocabularies say it."""
+    return model.get("type") == "WordPiece" and model.get("continuing_subword_prefix") == LINE_BREAK
+
+
+def _simplify(engine: tokenizers.Tokenizer, data: dict[str, Any], kind: Kind, *, lowercases: bool) -> None:
     """Leave out what is for readers of whole texts; lines are encoded to the same ids, in less time."""
-    engine.normalizer = None
+    model = data["model"]
+    if kind != "other":
+        engine.normalizer = tokenizers.normalizers.Lowercase() if lowercases else None
     if kind == "word":
         engine.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    if model["type"] == "WordPiece":
+    if _is_closed(model):
         if model["unk_token"] not in model["vocab"]:
             raise ValueError(f"the unknown token {short(model['unk_token'])} is not in the vocabulary")
         engine.model = tokenizers.models.WordLevel(model["vocab"], unk_token=model["unk_token"])

@@ -1,4 +1,4 @@
-"""The form in which a vocabulary is written, such that other readers of ``tokenizer.json`` give our ids and texts.
+"""The form of ``tokenizer.json`` by which every reader gives the ids and texts of this project.
 
 The token of a line's end is the line break itself, so that nobody has to cut a text into lines. Knows nothing
 about how a vocabulary is found.
@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from lm_runtime.tokenizer import CRLF, EOS, LINE_BREAK, WHITE_SPACE, Tokenizer
+from lm_runtime.tokenizer import CRLF, EOS, LINE_BREAK, WHITE_SPACE, Tokenizer, steps_of
+from lm_trainer.corpora import words
 
 _WORDS = {"type": "Split", "pattern": {"Regex": WHITE_SPACE}, "behavior": "Removed", "invert": False}
-_NO_WORD = "\n\n"
-"""What no token begins with."""
+_SPACES = {"type": "WordPiece", "prefix": "\n\n", "cleanup": False}
+"""A decoder that puts a space before each token but the first, as none begins with the prefix."""
 
 
 def with_line_breaks(tokenizer: Tokenizer) -> Tokenizer:
@@ -22,19 +23,24 @@ def with_line_breaks(tokenizer: Tokenizer) -> Tokenizer:
     A tokenizer that another maker named is returned as it is.
     """
     data = json.loads(tokenizer.json_text)
-    vocabulary: dict[str, int] = data["model"]["vocab"]
-    if tokenizer.kind == "other" or vocabulary.get(EOS) != tokenizer.eos_id or LINE_BREAK in vocabulary:
+    model, pre_tokenizer = data["model"], data["pre_tokenizer"]
+    is_words = pre_tokenizer is not None and pre_tokenizer.get("pattern") == {"Regex": words.PATTERN}
+    is_own = is_words or tokenizer.kind != "other"
+    if not is_own or tokenizer.eos_spelling != EOS:
         return tokenizer
-    renamed = {LINE_BREAK if token == EOS else token: id_ for token, id_ in vocabulary.items()}
+    steps = [CRLF, *steps_of(data["normalizer"])]
+    data["normalizer"] = steps[0] if len(steps) == 1 else {"type": "Sequence", "normalizers": steps}
     data["added_tokens"] = [_line_break(tokenizer.eos_id)]
-    data["normalizer"] = CRLF
     data["post_processor"] = _after_a_line(tokenizer.eos_id)
+    vocabulary = {LINE_BREAK if token == EOS else token: id_ for token, id_ in model["vocab"].items()}
     if tokenizer.kind == "bpe":
-        data["model"] |= {"vocab": renamed, "merges": _without_eos(data["model"]["merges"])}
+        data["model"] |= {"vocab": vocabulary, "merges": _without_eos(model["merges"])}
     else:
-        data["model"] = _closed(renamed, data["model"]["unk_token"])
+        data["model"] = _closed(vocabulary, model["unk_token"])
     if tokenizer.kind == "word":
-        data["pre_tokenizer"], data["decoder"] = _WORDS, _word_decoder()
+        data["pre_tokenizer"] = _WORDS
+    if tokenizer.kind == "word" or is_words:
+        data["decoder"] = _line_decoder(data["decoder"] or _SPACES)
     return Tokenizer(json.dumps(data, ensure_ascii=False, separators=(",", ":")))
 
 
@@ -77,13 +83,13 @@ def _closed(vocabulary: dict[str, int], unknown: str) -> dict[str, Any]:
     }
 
 
-def _word_decoder() -> dict[str, Any]:
-    """A space between words, none beside a line break."""
+def _line_decoder(decoder: dict[str, Any]) -> dict[str, Any]:
+    """A decoder of one line, and no space beside a line break."""
     pairs = ((f" {LINE_BREAK}", LINE_BREAK), (f"{LINE_BREAK} ", LINE_BREAK))
     return {
         "type": "Sequence",
         "decoders": [
-            {"type": "WordPiece", "prefix": _NO_WORD, "cleanup": False},
+            *decoder.get("decoders", [decoder]),
             {"type": "Fuse"},
             *({"type": "Replace", "pattern": {"String": old}, "content": new} for old, new in pairs),
         ],
