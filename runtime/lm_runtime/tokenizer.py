@@ -134,14 +134,14 @@ class Tokenizer:
         text.encode()
         lines = text.replace("\r\n", "\n").split("\n")
         ids: list[int] = []
-        for number, line in enumerate(self._encode_lines(lines)):
+        for number, line in enumerate(self.encode_lines(lines)):
             if number:
                 ids.append(self.eos_id)
             ids.extend(line)
         return ids
 
-    def _encode_lines(self, lines: list[str]) -> list[list[int]]:
-        """The ids of each of ``lines``, which have no line breaks.
+    def encode_lines(self, lines: list[str]) -> list[list[int]]:
+        """The ids of each of ``lines``, which have no line breaks; no ``<eos>`` is added.
 
         Raises:
             ValueError: the tokenizer fails on one of them.
@@ -181,7 +181,7 @@ class Tokenizer:
             yield self._encode_batch(batch)
 
     def _encode_batch(self, batch: Sequence[tuple[str, bool]]) -> NDArray[np.int64]:
-        lines = self._encode_lines([text for text, _ in batch])
+        lines = self.encode_lines([text for text, _ in batch])
         ids: list[int] = []
         for (_, ends), line in zip(batch, lines, strict=True):
             ids.extend(line)
