@@ -1,4 +1,4 @@
-"""A soak of lm-serve: many clients, random parameters, some that leave; texts are compared with those alone."""
+"""A soak of lm-serve: many clients, random parameters, some that leave; each text against itself alone."""
 
 from __future__ import annotations
 
