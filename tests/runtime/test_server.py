@@ -280,4 +280,5 @@ def test_the_extra_is_named_where_it_is_missing(tmp_path: Path) -> None:
         check=False,
     )
     assert result.returncode == 1
-    assert result.stderr.endswith("is not installed; install the serve extra: pip install 'steplm[serve]'\n")
+    assert "is not installed; install the serve extra: pip install '.[serve]'" in result.stderr
+    assert result.stderr.count("\n") == 1
