@@ -68,6 +68,29 @@ def read_arpa(path: Path, names: Sequence[str] | None = None) -> tuple[list[str]
     return words, _tables(levels, words.index(END))
 
 
+def arpa_counts(path: Path) -> list[int]:
+    """The number of n-grams of each length, by the file's header.
+
+    Raises:
+        UnusableFileError: it is missing or damaged.
+    """
+    with open_regular(path) as file:
+        return _header(_Lines(path, iter(lambda: file.readline(_LONGEST_LINE), b"")))
+
+
+def arpa_entries(path: Path) -> Iterator[tuple[float, list[bytes], float]]:
+    """The log-probability to base 10, the words and the back-off weight of each n-gram of an ARPA file.
+
+    Raises:
+        UnusableFileError: it is missing or damaged; with the line.
+    """
+    with open_regular(path) as file:
+        lines = _Lines(path, iter(lambda: file.readline(_LONGEST_LINE), b""))
+        for length, count in enumerate(_header(lines), 1):
+            yield from _entries(lines, length, count)
+        lines.section("\\end\\")
+
+
 class _Lines:
     """The lines of a file that are not empty, counted."""
 
@@ -114,6 +137,8 @@ def _header(lines: _Lines) -> list[int]:
     while line := lines.take():
         if line == b"\\data\\":
             break
+    else:
+        raise lines.wrong("the file ends before \\data\\")
     counts: list[int] = []
     while lines.peek().startswith(b"ngram "):
         length, _, count = lines.take()[6:].partition(b"=")
