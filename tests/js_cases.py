@@ -23,8 +23,11 @@ TEXTS = [
     "\n\n",
     "the keeper\nof the\r\nsea  and the clock ",
     " the\tkeeper  xyzzy\u00a0the\x1cclock\u0085a\ufeffb <eos> <unk> </s>",
-    "na\u00efve \u65e5\u672c\u8a9e \U0001f469\u200d\U0001f680 e\u0301\u0915\u093f don't I'LL 12,3\u2003x\u3000y\u2028z\x00",
+    "na\u00efve \u65e5\u672c\u8a9e \U0001f680 e\u0301\u0915\u093f",
+    "don't I'LL 12,3\u2003x\u3000y\u2028z\x00",
 ]
+JOINED = "\U0001f469\u200d\U0001f680"
+"""What SentencePiece's tables of characters drop, and the JavaScript library does not."""
 SAMPLED: list[dict[str, Any]] = [
     {"temperature": 0, "max_tokens": 40},
     {"temperature": 0.8, "top_p": 0.95, "max_tokens": 40},
@@ -57,7 +60,9 @@ def write_cases(folder: Path, bundle: Path) -> None:
     logits, _ = model.step(np.array([[model.tokenizer.eos_id]]), initial_state(model, 1))
     cases = {
         "bundle": str(bundle),
-        "encoded": [encoded(model, text) for text in TEXTS],
+        "encoded": [
+            encoded(model, text) for text in (*TEXTS, *([JOINED] * (model.tokenizer.kind != "other")))
+        ],
         "first_logits": logits[0, 0].tolist(),
         "scored": scored(model),
         "sampled": [sampled(model, values, seed) for seed, values in enumerate(SAMPLED)],

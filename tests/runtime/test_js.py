@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -15,7 +14,7 @@ from js_cases import check_saved, write_cases
 
 JS = ROOT / "runtime" / "js"
 OLDEST_NODE = 20
-NODE = ["node", "--no-wasm-tier-up"]
+NODE = ["node", "--no-wasm-tier-up", "--test", "--test-reporter=spec"]
 """Compiling onnxruntime's wasm a second time, for speed, takes longer than these tests."""
 
 
@@ -51,13 +50,13 @@ def run(*arguments: object, **environment: str) -> str:
 
 def read_in_js(folder: Path, bundle: Path, engine: str) -> None:
     write_cases(folder, bundle)
-    run(*NODE, "--test", "test/made.test.js", STEPLM_CASES=str(folder), STEPLM_ENGINE=engine)
+    run(*NODE, "test/made.test.js", STEPLM_CASES=str(folder), STEPLM_ENGINE=engine)
     check_saved(folder, bundle)
 
 
 def test_the_package_passes_its_own_tests() -> None:
     tests = sorted(path.relative_to(JS) for path in (JS / "test").glob("*.test.js"))
-    run(*NODE, "--test", *tests)
+    run(*NODE, *tests)
 
 
 def test_the_sources_are_formatted_linted_and_typed() -> None:
