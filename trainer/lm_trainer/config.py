@@ -21,16 +21,24 @@ _WIDEST = 1 << 16
 _LARGEST = 1 << 20
 
 
+DEFAULT_VOCABULARY = {"bpe": 2048, "word": 10_000, "words": 10_000, "char": 1000}
+"""The most tokens of each kind of tokenizer, where neither the call nor a preset of that kind says it."""
+
+
 @dataclass(frozen=True)
 class TokenizerConfig:
     """How the corpus is cut into tokens."""
 
     tokenizer: str = setting(
-        "bpe", help="word, char, bpe, a tokenizer.json, or a SentencePiece .model.", group=VOCABULARY
+        "bpe",
+        help="word (what stands between white space), words (marks parted from them), char, bpe, a "
+        "tokenizer.json, or a SentencePiece .model.",
+        group=VOCABULARY,
     )
     vocab_size: int = setting(
-        2048,
-        help="Most tokens in the vocabulary, <eos> and <unk> included.",
+        DEFAULT_VOCABULARY["bpe"],
+        help="Most tokens in the vocabulary, <eos> and <unk> included; unless given the preset's, or with "
+        f"another tokenizer {', '.join(f'{size} ({kind})' for kind, size in DEFAULT_VOCABULARY.items())}.",
         low=3,
         high=1 << 24,
         group=VOCABULARY,
@@ -40,6 +48,13 @@ class TokenizerConfig:
         help="Leave out words, characters or merges that are less frequent.",
         low=1,
         high=1 << 31,
+        group=VOCABULARY,
+    )
+    lowercase: bool = setting(False, help="Read every text in lower case.", group=VOCABULARY)
+    unwrap: bool = setting(
+        False,
+        help="Join the corpus's lines to paragraphs, for books whose lines are broken by hand; empty and "
+        "indented lines part them.",
         group=VOCABULARY,
     )
 
