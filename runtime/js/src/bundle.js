@@ -16,7 +16,9 @@ export const TABLES = "ngram/model.ngram";
 const LARGEST_STATE = 2 ** 26;
 const MOST_AXES = 8;
 const NAME = /^[A-Za-z_][A-Za-z0-9_.]{0,63}$/;
-const RESERVED = ["token", "logits", "logits_from"];
+const RESERVED = ["token", "logits", "logits_from", "hidden"];
+const VOCABULARY = [TOKENIZER, TOKENS];
+const EDITABLE = [GENERATION_CONFIG, TOKENIZER_CONFIG];
 
 /** @typedef {keyof typeof MODELS} Precision */
 
@@ -115,7 +117,10 @@ export function parseObject(path, content) {
 }
 
 /**
- * A file's content, which is what the exporter wrote.
+ * A file's content.
+ *
+ * Graphs, tables and vocabularies must be what the exporter wrote; a vocabulary may have other line ends, as version
+ * control converts them. The other files are their owner's to edit.
  *
  * @param {import("./source.js").Files} files
  * @param {BundleConfig} config
@@ -125,13 +130,20 @@ export function parseObject(path, content) {
  */
 export async function readChecked(files, config, name) {
   if (!Object.hasOwn(config.files, name)) throw new UnusableFileError(files.path(CONFIG), `lists no ${name}`);
-  const content = await files.read(name);
+  let content = await files.read(name);
+  if (EDITABLE.includes(name) || (await sha256(content)) === config.files[name]) return content;
+  if (VOCABULARY.includes(name)) content = withLineFeeds(content);
   if ((await sha256(content)) !== config.files[name])
     throw new UnusableFileError(
       files.path(name),
       "changed since the export (its sha256 is not that of config.json)",
     );
   return content;
+}
+
+/** @param {Uint8Array} bytes */
+function withLineFeeds(bytes) {
+  return bytes.filter((byte, place) => !(byte === 13 && bytes[place + 1] === 10));
 }
 
 /** @param {any} config */

@@ -14,6 +14,9 @@ import { readGraphFile } from "./graph_file.js";
  * @property {number} [threads] onnxruntime-node's threads within an operator; 1 by default.
  */
 
+/** Tensors that some graphs have, and that are not used here. */
+const OPTIONAL = ["logits_from", "hidden"];
+
 /** A graph that was checked, ready to run. */
 export class OnnxGraph {
   /**
@@ -128,7 +131,7 @@ function checkTensors(path, session, config) {
   const wanted = { token: ["int64", [null, null]], logits: ["float32", [null, null, config.vocab_size]] };
   for (const { name, output, dtype, shape } of config.states) wanted[name] = wanted[output] = [dtype, shape];
   for (const tensor of found)
-    if (!(tensor.name in wanted) && tensor.name !== "logits_from")
+    if (!(tensor.name in wanted) && !OPTIONAL.includes(tensor.name))
       throw new UnusableFileError(path, `has the tensor ${tensor.name}, which config.json does not list`);
   for (const [name, [type, shape]] of Object.entries(wanted)) {
     const tensor = found.find((one) => one.name === name);

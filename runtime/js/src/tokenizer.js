@@ -11,10 +11,17 @@ import { StreamDecoder } from "./stream_decoder.js";
 
 /** @typedef {"word" | "char" | "bpe" | "other"} Kind */
 
-/** What makers of tokenizer.json call a line's end; a line break since format 2. */
-const EOS_NAMES = ["\n", "<eos>", "</s>", "<sos/eos>", "<|endoftext|>", "<|end_of_text|>", "[SEP]"];
+/** What people call the token of a line's end, however it is spelled. */
+const EOS = "<eos>";
+/** How this project's own vocabularies spell it. */
+const LINE_BREAK = "\n";
+/** How it is spelled, also by other makers of tokenizer.json. */
+const EOS_SPELLINGS = [LINE_BREAK, EOS, "</s>", "<sos/eos>", "<|endoftext|>", "<|end_of_text|>", "[SEP]"];
 /** White space of Unicode, which is not quite that of JavaScript. */
 const WORD = /[^\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+/gu;
+/** How `tokenizer.json` cuts characters and words. */
+const ANY_CHARACTER = "[\\s\\S] Isolated";
+const WHITE_SPACE = "[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+ Removed";
 const LINES_KEPT = 256;
 
 /** Encodes and decodes text; made from the text of a `tokenizer.json`. */
@@ -34,16 +41,19 @@ export class Tokenizer {
     this.vocabSize = this.tokens.length;
     if (!this.vocabSize || this.tokens.some((token, place) => vocabulary.get(token) !== place))
       throw new Error(`the ${this.vocabSize} token ids are not 0 to ${this.vocabSize - 1}`);
-    if (!EOS_NAMES.includes(this.tokens[eosId]))
+    if (!EOS_SPELLINGS.includes(this.tokens[eosId]))
       throw new Error(`token ${eosId}, ${JSON.stringify(this.tokens[eosId])}, ends no line`);
+    if (this.tokens[eosId] === LINE_BREAK) this.tokens[eosId] = EOS;
     /** The id that ends a line, and that a model has read before its first token. */
     this.eosId = eosId;
     /** The id of words that are not in the vocabulary; null where every text can be spelled. */
     this.unkId = unkId;
     /** @type {Kind} How text is cut. */
     this.kind = kindOf(data);
+    this._lowercases = this.kind !== "other" && stepsOf(data.normalizer).some(isLowercase);
     this._vocabulary = vocabulary;
-    this._library = this.kind === "word" || this.kind === "char" ? undefined : library(data, config);
+    this._library =
+      this.kind === "word" || this.kind === "char" ? undefined : library(data, this.kind, config);
     /** @type {Map<string, number[]>} The ids of the last lines, of which an editor changes one. */
     this._lines = new Map();
     /** What each id stands for in a text, as UTF-8 (part of a character, for byte-level BPE). */
@@ -120,11 +130,12 @@ export class Tokenizer {
    * @returns {number[]}
    */
   _cut(line) {
+    const text = this._lowercases ? Array.from(line, (character) => character.toLowerCase()).join("") : line;
     if (this._library) {
-      const { ids } = this._library.encode(line, { add_special_tokens: false });
+      const { ids } = this._library.encode(text, { add_special_tokens: false });
       return ids.map((/** @type {number | undefined} */ token) => this._known(token, line));
     }
-    const units = this.kind === "word" ? (line.match(WORD) ?? []) : [...line];
+    const units = this.kind === "word" ? (text.match(WORD) ?? []) : [...text];
     return units.map((unit) => this._known(this._vocabulary.get(unit), unit));
   }
 
@@ -178,26 +189,57 @@ function id(vocabulary, token) {
  * @param {any} data
  * @returns {Kind}
  */
-function kindOf({ model, pre_tokenizer: cut, normalizer }) {
-  if (!cut || normalizer) return "other";
-  const types = `${model.type} ${cut.type}`;
+function kindOf({ model, pre_tokenizer: cut, normalizer, added_tokens: added }) {
+  if (!cut) return "other";
+  const hasLineBreak = (added ?? []).some(
+    (/** @type {any} */ token) => token.content === LINE_BREAK && token.special,
+  );
+  const [first, ...others] = stepsOf(normalizer);
+  const isOwn = hasLineBreak && isCrlf(first);
+  if (!(first === undefined || isOwn || isLowercase(first)) || !others.every(isLowercase)) return "other";
+  // A model that takes words whole, or as unknown ones.
+  const isClosed = isOwn && model.type === "WordPiece" && model.continuing_subword_prefix === LINE_BREAK;
+  const types = `${isClosed ? "WordLevel" : model.type} ${cut.type}`;
+  if (types === "BPE ByteLevel") return cut.add_prefix_space ? "other" : "bpe";
   if (types === "WordLevel WhitespaceSplit") return "word";
-  if (types === "WordLevel Split" && cut.pattern?.Regex === "[\\s\\S]" && cut.behavior === "Isolated")
-    return "char";
-  return types === "BPE ByteLevel" && !cut.add_prefix_space ? "bpe" : "other";
+  const how = types === "WordLevel Split" ? `${cut.pattern?.Regex} ${cut.behavior}` : "";
+  if (how === ANY_CHARACTER) return "char";
+  return how === WHITE_SPACE ? "word" : "other";
+}
+
+/**
+ * What a normalizer consists of, itself or a sequence's parts.
+ *
+ * @param {any} normalizer
+ * @returns {any[]}
+ */
+function stepsOf(normalizer) {
+  return normalizer ? (normalizer.normalizers ?? [normalizer]) : [];
+}
+
+/** @param {any} step */
+function isLowercase(step) {
+  return step.type === "Lowercase";
+}
+
+/** @param {any} step */
+function isCrlf(step) {
+  return step?.type === "Replace" && step.pattern?.String === "\r\n" && step.content === LINE_BREAK;
 }
 
 /**
  * The library's tokenizer, to which the names of special tokens are text and which adds none.
  *
  * @param {any} data
+ * @param {Kind} kind
  * @param {Record<string, any>} config
  */
-function library(data, config) {
+function library(data, kind, config) {
   const special = (/** @type {any} */ token) => token.special;
   const added = (data.added_tokens ?? []).filter((/** @type {any} */ token) => !special(token));
   try {
-    return new Library({ ...data, added_tokens: added, post_processor: null }, config);
+    const normalizer = kind === "other" ? data.normalizer : null;
+    return new Library({ ...data, normalizer, added_tokens: added, post_processor: null }, config);
   } catch (error) {
     throw new Error(`not a tokenizer.json: ${firstLine(error)}`);
   }

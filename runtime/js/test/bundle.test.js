@@ -133,6 +133,14 @@ for (const [problem, source, message] of /** @type {[string, () => any, RegExp][
     await assert.rejects(load(source(), { engine: "native" }), { name: "UnusableFileError", message });
   });
 
+test("a vocabulary may have other line ends, and settings their owner's values", async () => {
+  const lines = Buffer.from(file("tokens.txt")).toString().replaceAll("\n", "\r\n");
+  const defaults = '{"top_k": 3}';
+  const source = { ...Object.fromEntries(FILES), "tokens.txt": lines, "generation_config.json": defaults };
+  const model = await load(source, { engine: "native" });
+  assert.equal(model.defaults.top_k, 3);
+});
+
 test("what is not there is said", async () => {
   await assert.rejects(
     load(BUNDLE, /** @type {any} */ ({ precision: "int4" })),

@@ -8,6 +8,8 @@ export const CLOSE = 1e-4;
 export const EXACT = 1e-9;
 
 const FIXTURES = new URL("../../../tests/fixtures/", import.meta.url);
+/** A bundle of the format's first version. */
+export const OLD_BUNDLE = fileURLToPath(new URL("format1_bundle", FIXTURES));
 export const BUNDLE = fileURLToPath(new URL("tiny_bundle", FIXTURES));
 export const CASES = JSON.parse(await readFile(new URL("cases.json", FIXTURES), "utf8"));
 

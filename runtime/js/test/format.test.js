@@ -5,7 +5,7 @@ import { generatePieces, load, Session, score } from "../src/index.js";
 import { NgramTables } from "../src/ngram.js";
 import { Generator } from "../src/random.js";
 import { logSoftmax } from "../src/softmax.js";
-import { BUNDLE, CASES, CLOSE, ENGINES, fromBase64, largestDifference } from "./cases.js";
+import { BUNDLE, CASES, CLOSE, ENGINES, fromBase64, largestDifference, OLD_BUNDLE } from "./cases.js";
 
 for (const { seed, index, state, inc, uniforms } of CASES.generators)
   test(`the generator of seed ${seed}, index ${index} is numpy's`, () => {
@@ -29,6 +29,17 @@ test("tables give the listed log-probabilities", () => {
     return row[token];
   });
   assert.ok(largestDifference(found, expected) < CLOSE);
+});
+
+test("a bundle of format 1 is read as one of format 2", async () => {
+  const [old, now] = [await load(OLD_BUNDLE, { engine: "native" }), await load(BUNDLE, { engine: "native" })];
+  assert.equal(old.config.format_version, 1);
+  assert.equal(old.tokenizer.kind, now.tokenizer.kind);
+  for (const { text, ids } of CASES.encoded)
+    if (!text.includes("<eos>")) assert.deepEqual(old.tokenizer.encode(text), ids);
+  assert.deepEqual(old.tokenizer.tokens, now.tokenizer.tokens);
+  const found = await score(old, CASES.scored.text);
+  assert.deepEqual(found.ids, CASES.scored.ids);
 });
 
 for (const engine of ENGINES)
