@@ -271,7 +271,7 @@ def test_n_best_lists_are_printed_in_their_new_order(
 def test_bad_n_best_lists(invoke: Invoke, tmp_path: Path, content: str | None, message: str) -> None:
     if content is not None:
         (tmp_path / "f.txt").write_text(content, encoding="utf-8")
-    code, out, err = invoke(lm_score, FIXTURE, "f.txt", "--nbest")
+    code, out, err = invoke(lm_score, FIXTURE, "f.txt", "--nbest", "--lm-weight", 1)
     assert (code, out, err) == (1, "", f"lm-score: {message}\n")
 
 

@@ -21,7 +21,7 @@ from lm_runtime.scoring.nbest.hypothesis import Hypothesis, number
 from lm_runtime.scoring.nbest.lists import open_lists
 from lm_runtime.scoring.nbest.references import read_references
 from lm_runtime.scoring.nbest.registry import FORMATS, ListFormat
-from lm_runtime.scoring.rescoring import Rescored, rank, score_hypotheses
+from lm_runtime.scoring.rescoring import Rescored, Scored, rank, score_hypotheses
 from lm_runtime.scoring.tuning import Development, ErrorRates, tune
 from lm_runtime.scoring.weights import Weights
 from lm_runtime.scoring.weights_file import load_weights, save_weights
@@ -39,8 +39,10 @@ class Prepared:
     """What is asked."""
     weights: Weights
     """The weights that are given."""
+    given: tuple[str, ...]
+    """The names of those that options gave."""
     to_find: tuple[str, ...]
-    """The weights that are not, if the others are to be found."""
+    """The names of those to be found; empty for the usual ones."""
     models: list[str]
     """What tells the models that the file of weights is for; empty if nobody knows."""
     format: ListFormat
@@ -69,7 +71,6 @@ def prepare(file: Path, options: NbestOptions, given: Mapping[str, float], *, as
     weights = dataclasses.replace(weights, **given)
     if weights.second_weight and options.second is None:
         raise ValueError("--second-weight is for a model of --second")
-    to_find = _to_find(options, given) if options.tune is not None else ()
     fields = _fields(options.nbest_fields)
     lists = open_lists(
         file, options.nbest_format, fields=fields, costs=[_cost(text) for text in options.costs]
@@ -85,7 +86,8 @@ def prepare(file: Path, options: NbestOptions, given: Mapping[str, float], *, as
     return Prepared(
         options,
         weights,
-        to_find,
+        tuple(given),
+        tuple(name.replace("-", "_") for name in options.tune_weight),
         models,
         format_,
         list(lists.hypotheses),
@@ -107,7 +109,10 @@ def run(prepared: Prepared, model: StepModel, second: StepModel | None, *, as_js
         if left:
             note(f"{left} lists have no reference and are left out of the errors")
     if lists is not None and options.tune is not None:
-        weights = tune(lists, weights, prepared.to_find)
+        to_find = prepared.to_find or _usual(options, prepared.given, scored)
+        if not to_find:
+            raise ValueError("--tune has nothing to find: every weight is given")
+        weights = tune(lists, weights, to_find)
         _print_tuning(weights, lists.rates(weights), prepared, models, as_json=as_json)
         return
     if lists is not None:
@@ -136,25 +141,25 @@ def _check_options(options: NbestOptions, given: Mapping[str, float]) -> None:
         raise ValueError("--second needs --second-weight, --weights FILE, or --tune")
     if options.tune is not None and (options.output is not None or options.print_ != "ranked"):
         raise ValueError("--tune prints weights; order the lists by --weights afterwards")
+    if options.second is None and "second-weight" in options.tune_weight:
+        raise ValueError("--tune-weight second-weight is for a model of --second")
+    if both := [name for name in options.tune_weight if name.replace("-", "_") in given]:
+        raise ValueError(f"--{both[0]} is given and is to be found; leave out one of both")
     if options.save_weights is not None:
         require_place(Path(options.save_weights))
     if options.output is not None and os.path.lexists(options.output):
         raise ValueError(f"{options.output} is there already; give --output another name")
 
 
-def _to_find(options: NbestOptions, given: Mapping[str, float]) -> tuple[str, ...]:
-    """The weights to find: those asked for; else the models' and the word bonus, but for those given."""
-    names = tuple(name.replace("-", "_") for name in options.tune_weight)
-    if not names:
-        usual = ("lm_weight", "word_bonus", *(["second_weight"] if options.second is not None else []))
-        names = tuple(name for name in usual if name not in given)
-    if "second_weight" in names and options.second is None:
-        raise ValueError("--tune-weight second-weight is for a model of --second")
-    if not names:
-        raise ValueError("--tune has nothing to find: every weight is given")
-    if both := [name for name in names if name in given]:
-        raise ValueError(f"{both[0]} is given and is to be found; leave out one of both")
-    return names
+def _usual(options: NbestOptions, given: Sequence[str], scored: Sequence[Scored]) -> list[str]:
+    """The weights to find unless others are asked for: all but the length bonus, where they can matter."""
+    matter = {
+        "lm_weight": True,
+        "second_weight": options.second is not None,
+        "word_bonus": True,
+        "unk_penalty": any(one.lm.unknown for one in scored),
+    }
+    return [name for name, matters in matter.items() if matters and name not in given]
 
 
 def _fields(text: str) -> dict[str, str]:

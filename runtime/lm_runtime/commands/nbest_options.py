@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lm_runtime.scoring.nbest.registry import FORMATS
-from lm_runtime.settings import check, setting
+from lm_runtime.scoring.weights import Weights
+from lm_runtime.settings import check, setting, settings_of
 
 LISTS = "N-best lists"
 """The heading of the options that say what is read and written."""
 _TUNING = "Weights of n-best lists"
-_NAMES = ("lm-weight", "second-weight", "word-bonus", "length-bonus", "unk-penalty")
+_NAMES = tuple(entry.option for entry in settings_of(Weights).values())
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class NbestOptions:
     )
     tune_weight: tuple[str, ...] = setting(
         (),
-        help="A weight to find.",
+        help="A weight to find; without it all but the length bonus, where they matter and are not given.",
         metavar="|".join(_NAMES),
         group=_TUNING,
     )
@@ -90,3 +91,5 @@ class NbestOptions:
 
     def __post_init__(self) -> None:
         check(self)
+        if unknown := set(self.tune_weight) - set(_NAMES):
+            raise ValueError(f"tune_weight must be some of {', '.join(_NAMES)}, got {min(unknown)}")

@@ -119,16 +119,16 @@ def tune(lists: Development, weights: Weights, names: Sequence[str]) -> Weights:
             f"weights to find must be some of {', '.join(NAMES)}, got {', '.join(names) or 'none'}"
         )
     places = [place for place, name in enumerate(NAMES) if name in names]
-    point = np.array(dataclasses.astuple(weights), dtype=np.float64)  # (weights,)
+    start = np.array(dataclasses.astuple(weights), dtype=np.float64)  # (weights,)
     lows = np.array([_lowest(place) for place in places])
     scales = _scales(lists)[places]
     generator = np.random.default_rng(0)
-    found = [_descend(lists, point, places)]
+    found = [_descend(lists, start, places)]
     for _ in range(_STARTS - 1):
-        point = point.copy()
+        point = start.copy()
         point[places] = np.clip(generator.normal(size=len(places)) * scales, lows, LARGEST)
         found.append(_descend(lists, point, places))
-    best = min(map(_rounded, found), key=lists.errors_of)
+    best = min((start, *map(_rounded, found)), key=lists.errors_of)
     return Weights(**dict(zip(NAMES, map(float, best), strict=True)))
 
 

@@ -38,7 +38,11 @@ def load_weights(path: Path) -> tuple[Weights, list[str]]:
     """
     data = read_regular(path, _MOST_BYTES)
     try:
-        record = parse(data.decode())
+        try:
+            text = data.decode()
+        except UnicodeDecodeError:
+            raise ValueError("not UTF-8") from None
+        record = parse(text)
         if unknown := set(record) - {*NAMES, "format", "models", "tuned"}:
             raise ValueError(f"unknown key {min(unknown)!r}")
         if record.get("format", _FORMAT) != _FORMAT:
