@@ -36,6 +36,7 @@ lint: $(DEV_READY)
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
+	.venv/bin/mypy tests/benchmarks
 
 # The bundle in tests/fixtures, made again from data/tiny, and what its readers must find in it.
 fixture: $(TRAIN_READY)

@@ -52,5 +52,6 @@ def read_source(path: Path) -> Source:
         "seconds": round(progress.seconds, 1),
         "valid": split_figures(progress.valid_loss, corpus.splits["valid"]) if validated else None,
         "recipe": checkpoint.recipe,
+        **({"unwrapped": True} if checkpoint.facts.tokenizer_config.unwrap else {}),
     }
     return Source(model, tokenizer, checkpoint.model_config, checkpoint.facts.held_out.numpy(), training)

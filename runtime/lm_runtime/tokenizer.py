@@ -34,6 +34,7 @@ _UNK_NAMES = (UNK, "[UNK]", "<|unk|>")
 _BATCH_CHARACTERS = 1 << 20
 _CONTEXT = 8
 _LARGEST_FILE = 1 << 30
+_LOWERCASE = {"type": "Lowercase"}
 _SEPARATORS = "\x1c\x1d\x1e\x1f"
 _SEPARATORS_AS_LETTERS = str.maketrans(_SEPARATORS, "xxxx")
 
@@ -75,6 +76,8 @@ class Tokenizer:
         """The id of words that are not in the vocabulary; None where every text can be spelled."""
         self.kind: Kind = _kind(data)
         """How text is cut: word, char, (byte-level) bpe, or another way that a given file defines."""
+        self.lowercases = _LOWERCASE in [data.get("normalizer"), *_steps(data.get("normalizer"))]
+        """Whether every text is read in lower case."""
 
     @classmethod
     def from_file(cls, path: Path) -> Tokenizer:
@@ -325,8 +328,7 @@ def _check_normalizer(normalizer: object) -> None:
     """
     if not isinstance(normalizer, dict):
         return
-    inner = normalizer.get("normalizers")
-    for one in inner if isinstance(inner, list) else []:
+    for one in _steps(normalizer):
         _check_normalizer(one)
     if normalizer.get("type") == "Precompiled":
         try:
@@ -358,10 +360,17 @@ def _check_merges(model: dict[str, Any]) -> None:
             raise ValueError(f"not a tokenizer.json: the merge {short(merge)} makes no token")
 
 
+def _steps(normalizer: object) -> list[Any]:
+    """What a normalizer that is a sequence consists of."""
+    inner = normalizer.get("normalizers") if isinstance(normalizer, dict) else None
+    return inner if isinstance(inner, list) else []
+
+
 def _kind(data: dict[str, Any]) -> Kind:
     """Tell from a ``tokenizer.json`` which of the project's own kinds it is."""
     model, pre_tokenizer, normalizer = data.get("model"), data.get("pre_tokenizer"), data.get("normalizer")
-    if not (isinstance(model, dict) and isinstance(pre_tokenizer, dict) and normalizer is None):
+    is_own = normalizer in (None, _LOWERCASE)
+    if not (isinstance(model, dict) and isinstance(pre_tokenizer, dict) and is_own):
         return "other"
     match model.get("type"), pre_tokenizer.get("type"):
         case "WordLevel", "WhitespaceSplit":

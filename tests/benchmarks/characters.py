@@ -42,12 +42,12 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x ``(batch, time, width)``."""
         batch, length, _ = x.shape
-        heads = (
-            self.qkv(self.norms[0](x)).view(batch, length, 3, HEADS, WIDTH // HEADS).permute(2, 0, 3, 1, 4)
-        )
-        y = F.scaled_dot_product_attention(*heads, is_causal=True)
+        parts = self.qkv(self.norms[0](x)).view(batch, length, 3, HEADS, WIDTH // HEADS)
+        query, key, value = parts.permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         x = x + self.out(y.transpose(1, 2).reshape(batch, length, WIDTH))
-        return x + self.feed(self.norms[1](x))
+        z: Tensor = x + self.feed(self.norms[1](x))
+        return z
 
 
 class Transformer(nn.Module):

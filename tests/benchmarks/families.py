@@ -120,7 +120,8 @@ def gradient_reach(model: RecurrentLM, ids: np.ndarray) -> np.ndarray:
     handle.remove()
     assert kept[0].grad is not None  # (time, batch, embedding)
     norms = kept[0].grad.norm(dim=2).mean(1).flip(0).numpy()
-    return norms / norms[0]
+    reach: np.ndarray = norms / norms[0]
+    return reach
 
 
 def draw_reach(work: Path, path: Path) -> dict[str, dict[str, float]]:

@@ -108,14 +108,15 @@ def graph(bundle: Path, precision: Any, batch: int, tokens: int) -> Work:
     return batch * tokens, work
 
 
+def made(make: Callable[..., Work], precision: str, batch: int, tokens: int) -> Callable[[Path, Path], Work]:
+    """A side of a bundle alone."""
+    return lambda run, bundle: make(bundle, precision, batch, tokens)
+
+
 for _precision, _long in (("fp32", 200), ("int8", 1000)):
     for _kind, _make in (("text", text), ("graph", graph)):
-        _SIDES[f"{_precision}_{_kind}"] = lambda run, bundle, p=_precision, n=_long, make=_make: make(
-            bundle, p, 1, n
-        )
-        _SIDES[f"{_precision}_{_kind}_{_BATCH}"] = lambda run, bundle, p=_precision, make=_make: make(
-            bundle, p, _BATCH, 50
-        )
+        _SIDES[f"{_precision}_{_kind}"] = made(_make, _precision, 1, _long)
+        _SIDES[f"{_precision}_{_kind}_{_BATCH}"] = made(_make, _precision, _BATCH, 50)
 
 
 @side
@@ -134,7 +135,8 @@ def memory(run: Path, bundle: Path) -> Work:
     """How often a second the weights that an fp32 step needs can be read from memory."""
     from lm_runtime import bench, load
 
-    weights = bench.weights_bytes(load(bundle, provider="cpu"))
+    weights = load(bundle, provider="cpu").step_bytes
+    assert weights is not None  # tables only
     return 8, bench.reader(8 * weights)  # far more than a cache holds
 
 

@@ -80,7 +80,9 @@ def tutorial_seconds(work: Path) -> float:
 
     def rates() -> dict[str, float]:
         call = [sys.executable, str(HERE / "training.py"), "--json"]
-        return json.loads(subprocess.run(call, check=True, stdout=subprocess.PIPE, text=True).stdout)
+        out = subprocess.run(call, check=True, stdout=subprocess.PIPE, text=True).stdout
+        measured: dict[str, float] = json.loads(out)
+        return measured
 
     rate: float = measured_once(work / "training.json", {}, rates)["the tutorial's loop"]
     return TUTORIAL_EPOCHS * TRAIN_TOKENS / rate
@@ -90,7 +92,7 @@ def seconds_until(perplexity: float, run: dict[str, Any]) -> float | None:
     """The seconds of training, validation included, after which an epoch ended below a valid perplexity."""
     for record in run["records"]:
         if record["event"] == "epoch" and record["valid_perplexity"] < perplexity:
-            return record["seconds"]
+            return float(record["seconds"])
     return None
 
 

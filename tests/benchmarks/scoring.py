@@ -13,10 +13,11 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
-from lm_runtime.bundle import MODELS
+from lm_runtime.bundle import Precision
 from lm_runtime.models.onnx import OnnxModel
 from lm_runtime.models.state import initial_state
 from lm_runtime.scoring.score import token_log_probabilities
@@ -80,7 +81,7 @@ def main() -> None:
         ("together", together, 1),
     ]
     print(f"{'':32}{'tokens/s':>10}{'times':>8}{'times':>8}")
-    for precision in MODELS:
+    for precision in get_args(Precision):
         model = OnnxModel(options.bundle, precision=precision, provider="cpu")
         for kind, texts in kinds.items():
             rates = dict.fromkeys((name for name, _, _ in sides), 0.0)

@@ -62,7 +62,8 @@ def tutorial(ids: torch.Tensor, family: str, device: torch.device) -> Callable[[
     optimizer = torch.optim.Adam(parameters, lr=0.002)
     columns = ids[: len(ids) // batch * batch].view(batch, -1)
     zero = torch.zeros(1, batch, 1024, device=device)
-    place, states = 0, (zero, zero) if family == "lstm" else (zero,)
+    place = 0
+    states: tuple[torch.Tensor, ...] = (zero, zero) if family == "lstm" else (zero,)
 
     def step() -> object:
         nonlocal place, states
@@ -115,8 +116,8 @@ def products(family: str, batch: int, dtype: torch.dtype, device: torch.device) 
     gates, tokens = {"lstm": 4, "gru": 3, "rnn": 1}[family] * 1024, batch * length
 
     def pair(rows: int, inner: int, columns: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        matrices = torch.randn(rows, inner), torch.randn(columns, inner).t(), torch.empty(rows, columns)
-        return tuple(matrix.to(device, dtype) for matrix in matrices)
+        a, b, out = torch.randn(rows, inner), torch.randn(columns, inner).t(), torch.empty(rows, columns)
+        return a.to(device, dtype), b.to(device, dtype), out.to(device, dtype)
 
     head, layer = (tokens, 1024, VOCABULARY), (tokens, 128, gates)
     whole = [pair(*head), pair(tokens, VOCABULARY, 1024), pair(VOCABULARY, tokens, 1024)]
@@ -156,7 +157,7 @@ def make_step(arguments: argparse.Namespace, folder: Path) -> Callable[[], objec
 
 def serve(arguments: argparse.Namespace) -> None:
     """Be a side: take a turn for each line of standard input, and print its seconds a step."""
-    wait = torch.cuda.synchronize if arguments.device == "cuda" else lambda: None
+    wait: Callable[[], object] = torch.cuda.synchronize if arguments.device == "cuda" else lambda: None
     turn = TURN[arguments.device]
     with tempfile.TemporaryDirectory() as folder:
         step = make_step(arguments, Path(folder))

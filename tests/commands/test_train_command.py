@@ -104,7 +104,10 @@ def test_a_corpus_that_is_nowhere(invoke: Invoke, tmp_path: Path) -> None:
     [
         (["--vocab-size", 1], "vocab_size must be from 3 to 16777216, got 1"),
         (["--vocab-size", 200, "--tokenizer", "bpe"], "vocab_size must be at least 257 with bpe, got 200"),
-        (["--tokenizer", "sentencepiece"], "tokenizer must be word, char, bpe, a tokenizer.json or a Sente"),
+        (
+            ["--tokenizer", "sentencepiece"],
+            "tokenizer must be word, words, char, bpe, a tokenizer.json or a Sente",
+        ),
         (["--seq-len", 100_000], "the training text is too short"),
         (["--batch-size", 0], "batch_size must be from 1 to 1048576, got 0"),
         (["--accumulate", 0], "accumulate must be from 1 to 4, got 0"),

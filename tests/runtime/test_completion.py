@@ -249,6 +249,16 @@ def test_a_key_that_may_be_misspelt_gets_a_note_and_strictly_none_is_unknown(
         ["--suggest", 2, "--ban", "the"],
         ["--suggest", 2, "--beams", 2],
         ["--suggest", 2, "--save-state", "s.npz"],
+        ["--complete", 2, "--top-k", 3],
+        ["--complete", 2, "--suggest", 3],
+        ["--line-breaks"],
+        ["--temperatures", "0.5,1", "--temperature", 1],
+        ["--temperatures", "0.5,1", "--samples", 2],
+        ["--temperatures", "0.5;1"],
+        ["--temperatures", "0.5,-1"],
+        ["--unique", "--beams", 2],
+        ["--unique", "--save-state", "s.npz"],
+        ["--not-in", "in.jsonl", "--input", "in.jsonl"],
     ],
 )
 def test_options_that_do_not_go_together_are_refused(invoke: Invoke, options: list[object]) -> None:

@@ -212,6 +212,7 @@ def test_a_file_has_the_options_names_and_the_plan_the_fields() -> None:
         ({"init": "run", "num_layers": 2}, "--init gives the network and its vocabulary; leave out --layers"),
         ({"init": "run", "initial_weights": "torch"}, "leave out --initial-weights"),
         ({"tokenizer": "a.json", "vocab_size": 9}, "leave out --vocab-size and --min-frequency"),
+        ({"tokenizer": "a.json", "lowercase": True}, "leave out --lowercase"),
     ],
 )
 def test_what_contradicts_itself_is_refused(given: dict[str, Any], message: str) -> None:

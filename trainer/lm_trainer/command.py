@@ -28,6 +28,7 @@ Examples:
   lm-train                                  Python's documentation, into artifacts/run
   lm-train my-text.txt --out my-run
   lm-train my-folder --tokenizer word --hidden-size 512 --epochs 10 --out my-words
+  lm-train my-text.txt --tokenizer words --lowercase --unwrap --out my-book
   lm-train ptb --preset tutorial --out ptb-run
   lm-train ptb --preset tutorial --model gru --out ptb-gru
   lm-train ptb --preset tutorial --model ngram --order 3 --out ptb-3gram

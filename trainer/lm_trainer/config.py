@@ -26,7 +26,10 @@ class TokenizerConfig:
     """How the corpus is cut into tokens."""
 
     tokenizer: str = setting(
-        "bpe", help="word, char, bpe, a tokenizer.json, or a SentencePiece .model.", group=VOCABULARY
+        "bpe",
+        help="word (what stands between white space), words (marks parted from them), char, bpe, a "
+        "tokenizer.json, or a SentencePiece .model.",
+        group=VOCABULARY,
     )
     vocab_size: int = setting(
         2048,
@@ -40,6 +43,13 @@ class TokenizerConfig:
         help="Leave out words, characters or merges that are less frequent.",
         low=1,
         high=1 << 31,
+        group=VOCABULARY,
+    )
+    lowercase: bool = setting(False, help="Read every text in lower case.", group=VOCABULARY)
+    unwrap: bool = setting(
+        False,
+        help="Join the corpus's lines to paragraphs, for books whose lines are broken by hand; empty and "
+        "indented lines part them.",
         group=VOCABULARY,
     )
 

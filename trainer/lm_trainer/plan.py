@@ -169,6 +169,8 @@ def plan(call: Call, *, has_run: bool) -> Plan:
         raise CallError(
             "a given tokenizer.json has its vocabulary; leave out --vocab-size and --min-frequency"
         )
+    if recipe.tokenizer.is_file and recipe.tokenizer.lowercase:
+        raise CallError("a given tokenizer.json says itself how texts are read; leave out --lowercase")
     if call.find_lr is not None:
         _check_search(call.find_lr, recipe)
     return Plan(
@@ -196,7 +198,7 @@ def _check_actions(call: Call) -> None:
 
 def _check_init(given: Mapping[str, Any]) -> None:
     for name in (*settings_of(TokenizerConfig), *settings_of(ModelConfig), "initial_weights"):
-        if name in given:
+        if name in given and name != "unwrap":
             raise CallError(
                 f"--init gives the network and its vocabulary; leave out --{ALL_SETTINGS[name].option}"
             )

@@ -27,7 +27,10 @@ Examples:
   lm-generate my-bundle --max-tokens 1000 --seed 1 > sample.txt
   lm-generate my-bundle --stop '\\n' --samples 5 --json
   lm-generate my-bundle --prompt "Once upon" --suggest 5
+  lm-generate my-bundle --prompt "Once up" --complete 5
   lm-generate my-bundle --prompt "Once upon" --beams 4
+  lm-generate my-bundle --temperatures 0.5,0.8,1.1 --seed 1
+  lm-generate my-bundle --samples 5 --unique --not-in my-text.txt    five new lines
   lm-generate my-bundle --regex '[A-Z][a-z]+ [A-Z][a-z]+'
   lm-generate my-bundle --prompt "Once upon" --save-state tale.npz
   lm-generate my-bundle --load-state tale.npz     the same text, bit for bit, from there on
@@ -39,7 +42,23 @@ TEXT may have the escapes of JSON: \\n is a line break, \\t a tab, \\u00e9 an e 
 """
 
 
+class _Numbers(click.ParamType):  # type: ignore[type-arg]  # older versions of click take no argument
+    """Numbers with commas between them."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The numbers."""
+        try:
+            return tuple(float(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is no list of numbers with commas between them", param, ctx)
+
+
 _FILE = click.Path(path_type=Path)
+_TEMPERATURES = _Numbers()
+_TRIES = 20
+"""The most texts that are generated for each one of a list."""
 _IN_BUNDLES = ("temperature", "top_k", "top_p", "max_tokens")
 """What every bundle brings a default of."""
 
@@ -73,6 +92,26 @@ def _default(entry: Setting) -> str:
     group="Output",
     help="Number of texts.",
 )
+@option(
+    "--temperatures",
+    type=_TEMPERATURES,
+    metavar="T,T,...",
+    group="Output",
+    help="The text of one seed at each of several temperatures.",
+)
+@option(
+    "--unique",
+    is_flag=True,
+    group="Output",
+    help=f"Print --samples lines that differ, one a line; at most {_TRIES} times as many are tried.",
+)
+@option(
+    "--not-in",
+    type=_FILE,
+    metavar="FILE",
+    group="Output",
+    help="Likewise, but lines that are not in FILE.",
+)
 @option("--json", "as_json", is_flag=True, group="Output", help="Print a JSON object for each text.")
 @option(
     "--suggest",
@@ -80,6 +119,20 @@ def _default(entry: Setting) -> str:
     metavar="K",
     group="Instead of a sampled text",
     help="Print the K most probable next tokens.",
+)
+@option(
+    "--complete",
+    type=click.IntRange(1, 1000),
+    metavar="K",
+    group="Instead of a sampled text",
+    help="Print the K most probable words that begin as the prompt's last word, or that follow it after a "
+    "space.",
+)
+@option(
+    "--line-breaks/--no-line-breaks",
+    default=None,
+    group="Instead of a sampled text",
+    help="Whether the line's end may be among them.  [default: with --suggest, not with --complete]",
 )
 @option(
     "--beams",
@@ -123,7 +176,12 @@ def main(
     seed: int | None,
     samples: int,
     echo: bool,
+    temperatures: tuple[float, ...] | None,
+    unique: bool,
+    not_in: Path | None,
     suggest: int | None,
+    complete: int | None,
+    line_breaks: bool | None,
     beams: int | None,
     input_: Path | None,
     output: Path | None,
@@ -141,12 +199,13 @@ def main(
     The text goes to standard output, notes to standard error. No torch is needed.
     """
     with imports():
-        from lm_runtime.commands import texts
+        from lm_runtime.commands import lists, texts
         from lm_runtime.models.load import load
         from lm_runtime.sampling.sampler import NotFiniteError
 
     given = {name: value for name, value in sampling.items() if value not in (None, ())}
     states = save_state or load_state
+    others, listed = suggest or complete or beams, unique or not_in
     _check_together(
         prompt is not None and prompt_file is not None, "give --prompt or --prompt-file, not both"
     )
@@ -154,18 +213,36 @@ def main(
         (output or strict) and not input_, "--output and --strict are for the texts of --input; give it too"
     )
     _check_together(
-        input_ and (states or suggest or beams or echo or prompt is not None or prompt_file),
+        input_ and (states or others or listed or temperatures or echo or prompt is not None or prompt_file),
         "--input brings its prompts and prints JSON; beside it only sampling options and --samples go",
     )
     _check_together(
         "logprobs" in given and not (as_json or input_), "--logprobs prints JSON; give --json too"
     )
     _check_together(
-        states and (samples > 1 or as_json) and not suggest,
+        states and (samples > 1 or as_json) and not (suggest or complete),
         "--save-state and --load-state go on with one text; leave out --samples and --json",
     )
     _check_together(
         states and "regex" in given, "--regex matches a whole text; leave out --save-state and --load-state"
+    )
+    _check_together(
+        line_breaks is not None and not (suggest or complete),
+        "--line-breaks and --no-line-breaks are for --suggest and --complete",
+    )
+    _check_together(
+        complete and (given or save_state or suggest or beams or samples > 1 or echo),
+        "--complete prints the model's own probabilities; beside it only a prompt, --load-state, "
+        "--line-breaks and --json go",
+    )
+    _check_together(
+        temperatures and ("temperature" in given or samples > 1 or others or states),
+        "--temperatures prints one text at each; leave out --temperature, --samples and what is no "
+        "sampled text",
+    )
+    _check_together(
+        listed and (others or states or temperatures or "regex" in given),
+        "--unique and --not-in list sampled lines; leave out --regex and what is no new text",
     )
     _check_together(
         suggest and (set(given) - {"allow_unk"} or save_state or beams or samples > 1 or echo),
@@ -192,7 +269,14 @@ def main(
     try:
         if suggest:
             start = texts.session_of(model, load_state, prompt, seed)
-            texts.print_suggestions(model, start, suggest, allow_unk=params.allow_unk, as_json=as_json)
+            breaks = line_breaks is not False
+            texts.print_suggestions(
+                model, start, suggest, allow_unk=params.allow_unk, line_breaks=breaks, as_json=as_json
+            )
+        elif complete:
+            texts.print_words(
+                model, load_state, prompt, complete, line_breaks=bool(line_breaks), as_json=as_json
+            )
         elif beams:
             texts.print_hypotheses(model, prompt, params, beams, samples, echo=echo, as_json=as_json)
         elif input_:
@@ -202,9 +286,25 @@ def main(
             run_requests(model, input_, output, params, seed=seed or 0, samples=samples, strict=strict)
         elif states:
             texts.go_on(model, prompt, params, seed, save_state, load_state, echo=echo)
+        elif temperatures:
+            lists.print_temperatures(
+                model, prompt, params, _drawn(seed), temperatures, echo=echo, as_json=as_json
+            )
+        elif listed:
+            lists.print_list(
+                model,
+                prompt,
+                params,
+                _drawn(seed),
+                samples,
+                tries=_TRIES * samples,
+                unique=unique,
+                known=not_in,
+                echo=echo,
+                as_json=as_json,
+            )
         else:
-            seed = secrets.randbelow(1 << 32) if seed is None else seed
-            texts.print_samples(model, prompt, params, seed, samples, echo=echo, as_json=as_json)
+            texts.print_samples(model, prompt, params, _drawn(seed), samples, echo=echo, as_json=as_json)
     except NotFiniteError as error:
         raise click.ClickException(f"{bundle}: {error}") from None
 
@@ -212,6 +312,10 @@ def main(
 def _check_together(wrong: object, why: str) -> None:
     if wrong:
         raise click.UsageError(why)
+
+
+def _drawn(seed: int | None) -> int:
+    return secrets.randbelow(1 << 32) if seed is None else seed
 
 
 def _bias(model: BundleModel, given: tuple[str, ...]) -> dict[int, float]:

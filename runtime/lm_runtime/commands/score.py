@@ -13,6 +13,7 @@ import click
 from lm_runtime.commands import Command, Progress, imports, note, where_it_runs, which_graph
 from lm_runtime.commands.nbest_options import LISTS, NbestOptions
 from lm_runtime.commands.options import option, settings_options
+from lm_runtime.files import require_place
 from lm_runtime.scoring.weights import NAMES, Weights
 from lm_runtime.settings import settings_of
 from lm_runtime.text_files import STANDARD_INPUT
@@ -31,6 +32,7 @@ Examples:
   lm-score my-bundle valid.txt
   lm-score my-bundle valid.txt --json
   lm-score my-bundle valid.txt --tokens | sort -n | head      the least expected tokens
+  lm-score my-bundle valid.txt --html report.html             what surprises the model, in colours
   lm-score my-bundle sentences.txt --lines | sort -n | head   the least expected lines
   lm-score my-bundle lists.txt --nbest --lm-weight 0.5
   lm-score my-bundle dev.txt --nbest --tune dev.ref --save-weights weights.json
@@ -51,6 +53,14 @@ Examples:
     "per_token",
     is_flag=True,
     help="Print each token's log-probability: number, tab, token as JSON.",
+)
+@click.option(
+    "--html",
+    "page",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write a page too: the text coloured by surprisal, what was expected in place of each token, the "
+    "most surprising passages first.",
 )
 @click.option("--lines", "by_line", is_flag=True, help="Score each line as a text of its own.")
 @option(
@@ -84,6 +94,7 @@ def main(
     file: Path,
     as_json: bool,
     per_token: bool,
+    page: Path | None,
     by_line: bool,
     nbest: bool,
     other: Path | None,
@@ -113,6 +124,10 @@ def main(
         raise click.UsageError(
             "--with takes a second bundle, and either its --weight or a text to --fit it on"
         )
+    if page is not None:
+        if per_token or by_line or nbest:
+            raise click.UsageError("--html is for a whole text; leave out --tokens, --lines and --nbest")
+        require_place(page)
     with imports():
         from lm_runtime.models.load import load, load_together
 
@@ -139,7 +154,8 @@ def main(
     elif by_line:
         _print_lines(model, file, as_json=as_json)
     else:
-        _print_file(model, file, facts, as_json=as_json, per_token=per_token)
+        title = f"{file.name} by {bundle.resolve().name}"
+        _print_file(model, file, facts, as_json=as_json, per_token=per_token, page=page, title=title)
 
 
 def _prepared(file: Path, asked: dict[str, Any], *, as_json: bool) -> Prepared:
@@ -176,8 +192,16 @@ def _interpolated(
 
 
 def _print_file(
-    model: StepModel, file: Path, facts: dict[str, float], *, as_json: bool, per_token: bool
+    model: StepModel,
+    file: Path,
+    facts: dict[str, float],
+    *,
+    as_json: bool,
+    per_token: bool,
+    page: Path | None,
+    title: str,
 ) -> None:
+    from lm_runtime.commands.report import score_to_page
     from lm_runtime.scoring.score import score_file
 
     names = [json.dumps(token, ensure_ascii=False) for token in model.tokenizer.tokens] if per_token else []
@@ -187,7 +211,7 @@ def _print_file(
             lines = zip(ids, log_probabilities, strict=True)
             click.echo("\n".join(f"{value:.6f}\t{names[token]}" for token, value in lines))
 
-    result = score_file(model, file, each=show)
+    result = score_file(model, file, each=show) if page is None else score_to_page(model, file, page, title)
     if as_json:
         click.echo(json.dumps(_record(result) | facts))
     elif per_token:

@@ -21,6 +21,7 @@ from lm_runtime.generation.complete import Request, complete
 from lm_runtime.generation.generate import generate_batch, generate_samples, suggest
 from lm_runtime.generation.rows import Piece
 from lm_runtime.generation.session import Session
+from lm_runtime.generation.words import complete_word, split_typed
 from lm_runtime.models.protocol import BundleModel
 from lm_runtime.sampling.params import SamplingParams
 from lm_runtime.scoring.score import id_log_probabilities
@@ -54,9 +55,9 @@ def print_samples(
             text = prompt * echo + completion.text
             if as_json:
                 record = {"index": index, **completion_record(model, completion), "text": text}
-                _write_record(record | ({"prompt_logprobs": before} if before else {}))
+                write_record(record | ({"prompt_logprobs": before} if before else {}))
             else:
-                _write(f"--- {index + 1} of {samples}\n{text}" + "\n" * (not text.endswith("\n")))
+                write_text(f"--- {index + 1} of {samples}\n{text}" + "\n" * (not text.endswith("\n")))
     note(_rate(count, time.perf_counter() - started) + f", seed {seed}")
 
 
@@ -114,18 +115,38 @@ def print_hypotheses(
     for hypothesis in found[:samples]:
         text = prompt * echo + hypothesis.text
         if as_json:
-            _write_record(hypothesis_record(hypothesis) | {"text": text})
+            write_record(hypothesis_record(hypothesis) | {"text": text})
         else:
-            _write(text + "\n")
+            write_text(text + "\n")
 
 
-def print_suggestions(model: BundleModel, start: Session, k: int, *, allow_unk: bool, as_json: bool) -> None:
+def print_suggestions(
+    model: BundleModel, start: Session, k: int, *, allow_unk: bool, line_breaks: bool, as_json: bool
+) -> None:
     """Print the most probable next tokens."""
-    for text, probability in suggest(model, start, k, allow_unk=allow_unk):
+    found = suggest(model, start, k, allow_unk=allow_unk, line_breaks=line_breaks)
+    _print_probabilities(found, as_json=as_json)
+
+
+def print_words(
+    model: BundleModel, load_state: Path | None, prompt: str, k: int, *, line_breaks: bool, as_json: bool
+) -> None:
+    """Print the most probable words that begin as the prompt's last one."""
+    if load_state is None:
+        found = complete_word(model, prompt, k=k, line_breaks=line_breaks)
+    else:
+        context, typed = split_typed(prompt)
+        session = session_of(model, load_state, context, None)
+        found = complete_word(model, session, typed, k, line_breaks=line_breaks)
+    _print_probabilities(found, as_json=as_json)
+
+
+def _print_probabilities(found: list[tuple[str, float]], *, as_json: bool) -> None:
+    for text, probability in found:
         if as_json:
-            _write_record({"text": text, "probability": probability})
+            write_record({"text": text, "probability": probability})
         else:
-            _write(f"{probability:.6f}\t{json.dumps(text, ensure_ascii=False)}\n")
+            write_text(f"{probability:.6f}\t{json.dumps(text, ensure_ascii=False)}\n")
 
 
 def _prompt_tokens(model: BundleModel, prompt: str) -> list[Record]:
@@ -140,16 +161,16 @@ def _prompt_tokens(model: BundleModel, prompt: str) -> list[Record]:
 
 def _stream(pieces: Iterator[Piece], echoed: str) -> tuple[int, str | None]:
     """Write one text as it comes, what is echoed first; return the number of tokens and why it ended."""
-    _write(echoed)
+    write_text(echoed)
     count, text, finish = 0, echoed or "\n", None
     for piece in pieces:
         count += piece.token is not None
         finish = piece.finish
         if piece.text:
             text = piece.text
-            _write(text)
+            write_text(text)
     if not text.endswith("\n"):
-        _write("\n")
+        write_text("\n")
     return count, finish
 
 
@@ -157,11 +178,13 @@ def _rate(count: int, seconds: float) -> str:
     return f"{count} tokens in {seconds:.1f} s ({count / max(seconds, 1e-9):.0f} tokens/s)"
 
 
-def _write_record(record: Record) -> None:
+def write_record(record: Record) -> None:
+    """Write one JSON object and its line break to standard output."""
     sys.stdout.buffer.write(to_line(record))
     sys.stdout.buffer.flush()
 
 
-def _write(text: str) -> None:
+def write_text(text: str) -> None:
+    """Write text to standard output."""
     sys.stdout.buffer.write(text.encode("utf-8", "replace"))
     sys.stdout.buffer.flush()

@@ -111,7 +111,12 @@ def generate_batch(
 
 
 def suggest(
-    model: StepModel, prompt: str | Session = "", k: int = 5, *, allow_unk: bool = False
+    model: StepModel,
+    prompt: str | Session = "",
+    k: int = 5,
+    *,
+    allow_unk: bool = False,
+    line_breaks: bool = True,
 ) -> list[tuple[str, float]]:
     """The most probable next tokens.
 
@@ -120,6 +125,7 @@ def suggest(
         prompt: the text so far; a session stays as it is.
         k: how many, from 1 to the vocabulary's size.
         allow_unk: whether ``<unk>`` may be one of them.
+        line_breaks: whether ``<eos>`` may be.
 
     Returns:
         what each would add to the text (a line break for ``<eos>``) and its probability, the most probable
@@ -136,8 +142,11 @@ def suggest(
     if not np.isfinite(probabilities).all():
         raise NotFiniteError(0)
     order = np.argsort(-probabilities, kind="stable")
-    unk_id = None if allow_unk else model.tokenizer.unk_id
-    best = [int(token) for token in order if token != unk_id][:k]
+    left_out = {
+        None if allow_unk else model.tokenizer.unk_id,
+        None if line_breaks else model.tokenizer.eos_id,
+    }
+    best = [token for token in order.tolist() if token not in left_out][:k]
 
     def text(token: int) -> str:
         decoder = session.decoder.copy()

@@ -47,7 +47,12 @@ def split_typed(text: str) -> tuple[str, str]:
 
 
 def complete_word(
-    model: StepModel, prompt: str | Session, typed: str | None = None, k: int = 5
+    model: StepModel,
+    prompt: str | Session,
+    typed: str | None = None,
+    k: int = 5,
+    *,
+    line_breaks: bool = False,
 ) -> list[tuple[str, float]]:
     """The most probable words that begin as typed.
 
@@ -58,6 +63,7 @@ def complete_word(
             and where ``typed`` brings its own. Without it, a text's own last word is completed, or the next
             one suggested where the text ends in white space.
         k: how many words, at least 1.
+        line_breaks: whether the end of the line may be one of them, as ``"\\n"``, where nothing is typed yet.
 
     Returns:
         each word, without white space, and the probability that it comes next as a whole, the most probable
@@ -67,7 +73,7 @@ def complete_word(
         ValueError: k is out of its range.
     """
     check_number("k", k, int, low=1, high=1000)
-    search = _Search(model, k)
+    search = _Search(model, k, line_breaks=line_breaks)
     if isinstance(prompt, Session):
         session, spelled = prompt, typed or ""
         session.require_rest()
@@ -75,6 +81,8 @@ def complete_word(
     else:
         context, spelled = (prompt, typed) if typed is not None else split_typed(prompt)
         session, in_line = Session.start(model, context), False
+    if model.tokenizer.lowercases:
+        spelled = spelled.lower()
     begins_line = session.token == model.tokenizer.eos_id and search.spaces_lines
     if (in_line or begins_line) and not spelled[:1].isspace():
         spelled = f" {spelled}"
@@ -89,9 +97,10 @@ def complete_word(
 class _Search:
     """A best-first search over the tokens that spell words."""
 
-    def __init__(self, model: StepModel, k: int) -> None:
+    def __init__(self, model: StepModel, k: int, *, line_breaks: bool) -> None:
         self._model = model
         self._k = k
+        self._line_breaks = line_breaks
         self._vocabulary = _vocabulary(model.tokenizer)
         self._words: defaultdict[str, float] = defaultdict(float)
         self._order = itertools.count()
@@ -109,7 +118,10 @@ class _Search:
         logits, state = self._model.step(np.array([[session.token]]), session.state)
         implied = self._model.tokenizer.kind == "word"  # its words have their spaces between them
         rest = (spelled.lstrip() if implied else spelled).encode()
-        self._spell(log_softmax(logits[0, 0]), 0.0, b"", rest, state)
+        values = log_softmax(logits[0, 0])
+        if self._line_breaks and not rest.strip():
+            self._words["\n"] = math.exp(values[self._model.tokenizer.eos_id])
+        self._spell(values, 0.0, b"", rest, state)
 
     @property
     def is_decided(self) -> bool:
@@ -187,7 +199,7 @@ class _Vocabulary:
         self.bytes = tokenizer.token_bytes
         if tokenizer.kind == "other":  # SentencePiece and its like spell a space so
             self.bytes = [spelled.replace("▁".encode(), b" ") for spelled in self.bytes]
-        self.spaces_lines = tokenizer.kind == "other" and self.bytes[tokenizer.encode("a")[0]][:1] == b" "
+        self.spaces_lines = tokenizer.kind == "other" and _spaces_lines(tokenizer, self.bytes)
         silent = {tokenizer.eos_id, tokenizer.unk_id}
         spelling = [
             token for token in range(tokenizer.vocab_size) if token not in silent and self.bytes[token]
@@ -217,6 +229,13 @@ class _Vocabulary:
 @lru_cache(maxsize=8)
 def _vocabulary(tokenizer: Tokenizer) -> _Vocabulary:
     return _Vocabulary(tokenizer)
+
+
+def _spaces_lines(tokenizer: Tokenizer, spelled: list[bytes]) -> bool:
+    """Whether a line's first word is the token of a word after a space."""
+    words = (part.decode("utf-8", "ignore")[1:] for part in spelled if part[:1] == b" ")
+    word = next((word for word in words if word.isalpha()), None)
+    return word is not None and spelled[tokenizer.encode(word)[0]][:1] == b" "
 
 
 def _goes_on(spelled: bytes) -> bool:

@@ -18,6 +18,7 @@ from lm_trainer.corpora.datasets import DATASETS, fetch
 from lm_trainer.corpora.inspection import inspect
 from lm_trainer.corpora.pydocs import write_pydocs
 from lm_trainer.corpora.token_file import Ids, TokenFile, write_token_file
+from lm_trainer.corpora.unwrapping import unwrap
 
 DATA = Path("data")
 """The folder, under the current one, of corpora that are read from Python or downloaded."""
@@ -37,10 +38,13 @@ class Split:
     """The first byte."""
     end: int | None = None
     """The byte after the last; None is the file's end."""
+    unwrap: bool = False
+    """Whether lines are joined to paragraphs."""
 
     def fragments(self) -> Iterator[tuple[str, bool]]:
         """The text, as :func:`lm_runtime.text_files.read_fragments`."""
-        return read_fragments(self.path, self.start, self.end)
+        fragments = read_fragments(self.path, self.start, self.end)
+        return unwrap(fragments) if self.unwrap else fragments
 
     @property
     def size(self) -> int:
@@ -60,6 +64,12 @@ class Corpus:
     """Where the splits are from, for the person at the terminal."""
     notes: tuple[str, ...] = ()
     """What that person should know of the texts' form."""
+
+    def unwrapped(self) -> Corpus:
+        """The same texts with each paragraph as one line."""
+        splits = {name: dataclasses.replace(split, unwrap=True) for name, split in self.splits.items()}
+        notes = (*self.notes, "the lines of each paragraph are joined")
+        return dataclasses.replace(self, splits=splits, notes=notes)
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,21 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from tokenizers import Tokenizer as Engine
 
 from lm_runtime.tokenizer import ANY_CHARACTER, EOS, UNK, Tokenizer
 from lm_trainer.config import TokenizerConfig
+from lm_trainer.corpora import words
 from lm_trainer.corpora.sentencepiece import read_sentencepiece
 
 _BYTES = 256
@@ -31,21 +41,28 @@ def make_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
         ValueError: the kind or its limits are not possible, or the texts hold no word at all.
         UnusableFileError: ``config`` names a file that is no usable tokenizer.
     """
+    lower = normalizers.Lowercase() if config.lowercase else None
     match config.tokenizer:
         case "word":
-            engine = _closed_vocabulary(pre_tokenizers.WhitespaceSplit(), config, texts)
+            engine = _closed_vocabulary(lower, pre_tokenizers.WhitespaceSplit(), config, texts)
+        case "words":
+            normalizer = words.normalizer(lowercase=config.lowercase)
+            engine = _closed_vocabulary(normalizer, words.pre_tokenizer(), config, texts)
+            engine.decoder = words.decoder()
         case "char":
-            engine = _closed_vocabulary(pre_tokenizers.Split(Regex(ANY_CHARACTER), "isolated"), config, texts)
+            characters = pre_tokenizers.Split(Regex(ANY_CHARACTER), "isolated")
+            engine = _closed_vocabulary(lower, characters, config, texts)
             engine.decoder = decoders.Fuse()
         case "bpe":
-            engine = _byte_level_bpe(config, texts)
+            engine = _byte_level_bpe(lower, config, texts)
         case path if path.endswith(".json"):
             return Tokenizer.from_file(Path(path))
         case path if path.endswith(".model"):
             return read_sentencepiece(Path(path))
         case other:
             raise ValueError(
-                f"tokenizer must be word, char, bpe, a tokenizer.json or a SentencePiece .model, got {other}"
+                "tokenizer must be word, words, char, bpe, a tokenizer.json or a SentencePiece .model, "
+                f"got {other}"
             )
     # For other readers of the file, who then end lines as this project does.
     engine.post_processor = processors.TemplateProcessing(
@@ -55,10 +72,14 @@ def make_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
 
 
 def _closed_vocabulary(
-    pre_tokenizer: pre_tokenizers.PreTokenizer, config: TokenizerConfig, texts: Iterable[str]
+    normalizer: normalizers.Normalizer | None,
+    pre_tokenizer: pre_tokenizers.PreTokenizer,
+    config: TokenizerConfig,
+    texts: Iterable[str],
 ) -> Engine:
     """``<eos>``, ``<unk>``, then the parts that ``pre_tokenizer`` makes, the most frequent first."""
     counter = Engine(models.WordLevel(unk_token=UNK))
+    _set_normalizer(counter, normalizer)
     counter.pre_tokenizer = pre_tokenizer
     # The library's trainer leaves gaps in the ids where a text has a special token's name, as the Penn
     # Treebank has <unk>. So it counts without them, and they are put before the others.
@@ -69,24 +90,33 @@ def _closed_vocabulary(
         ),
     )
     counted = counter.get_vocab()
-    words = [word for word in sorted(counted, key=counted.__getitem__) if word not in (EOS, UNK)]
-    if not words:
+    parts = [part for part in sorted(counted, key=counted.__getitem__) if part not in (EOS, UNK)]
+    if not parts:
         raise ValueError(
-            f"the training text has no {'word' if config.tokenizer == 'word' else 'character'} that comes "
+            f"the training text has no {'character' if config.tokenizer == 'char' else 'word'} that comes "
             f"{config.min_frequency} times: the vocabulary would be empty"
         )
-    vocabulary = {token: id_ for id_, token in enumerate([EOS, UNK, *words][: config.vocab_size])}
+    vocabulary = {token: id_ for id_, token in enumerate([EOS, UNK, *parts][: config.vocab_size])}
     engine = Engine(models.WordLevel(vocabulary, unk_token=UNK))
+    _set_normalizer(engine, normalizer)
     engine.pre_tokenizer = pre_tokenizer
     engine.add_special_tokens([_special(EOS), _special(UNK)])
     return engine
 
 
-def _byte_level_bpe(config: TokenizerConfig, texts: Iterable[str]) -> Engine:
+def _set_normalizer(engine: Engine, normalizer: normalizers.Normalizer | None) -> None:
+    if normalizer is not None:  # which the library does not take
+        engine.normalizer = normalizer
+
+
+def _byte_level_bpe(
+    normalizer: normalizers.Normalizer | None, config: TokenizerConfig, texts: Iterable[str]
+) -> Engine:
     """Every text can be spelled: the 256 bytes are tokens, and there is no ``<unk>``."""
     if config.vocab_size <= _BYTES:
         raise ValueError(f"vocab_size must be at least {_BYTES + 1} with bpe, got {config.vocab_size}")
     engine = Engine(models.BPE())
+    _set_normalizer(engine, normalizer)
     engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     engine.decoder = decoders.ByteLevel()
     engine.train_from_iterator(

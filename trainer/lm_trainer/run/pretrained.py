@@ -39,9 +39,9 @@ class Pretrained:
         Raises:
             ValueError: its training is not possible with the network.
         """
-        return dataclasses.replace(
-            preset, tokenizer=self.tokenizer_config, model=dataclasses.asdict(self.config)
-        )
+        # How the new text is read is the new run's.
+        tokenizer = dataclasses.replace(self.tokenizer_config, unwrap=preset.tokenizer.unwrap)
+        return dataclasses.replace(preset, tokenizer=tokenizer, model=dataclasses.asdict(self.config))
 
 
 def read_pretrained(argument: str) -> Pretrained:

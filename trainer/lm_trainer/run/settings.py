@@ -18,7 +18,9 @@ def write_settings(
     run: Path, facts: RunFacts, model_config: ModelConfig, recipe: TrainingConfig | None
 ) -> None:
     """Write each setting that the family, or the checkpoint that the run begins from, leaves open."""
-    settings = {"corpus": facts.corpus.argument}
+    settings: dict[str, str | bool | int | float | None] = {"corpus": facts.corpus.argument}
+    if facts.tokenizer_config.unwrap:
+        settings["unwrap"] = True
     if facts.init:
         settings["init"] = facts.init.path
     else:

@@ -88,6 +88,8 @@ def start(
             stack.enter_context(held(place))
         partial = stack.enter_context(folder_beside(place))
         corpus = find_corpus(corpus_argument)
+        if preset.tokenizer.unwrap:
+            corpus = corpus.unwrapped()
         for text in (f"corpus {corpus.name}: {corpus.remark}", *corpus.notes):
             tell(text)
         tokenizer, facts = _encode(
@@ -156,8 +158,9 @@ def _encode(
     splits = encode_corpus(corpus, tokenizer, folder / TOKEN_FILES)
     counts = ", ".join(f"{name} {file.tokens:,} tokens" for name, file in splits.items())
     unknown = f" ({splits['valid'].unknown:,} unknown in valid)" if tokenizer.unk_id is not None else ""
+    kind = tokenizer.kind if config.is_file else config.tokenizer
     tell(
-        f"vocabulary {tokenizer.vocab_size:,} ({tokenizer.kind}); {counts}{unknown}; "
+        f"vocabulary {tokenizer.vocab_size:,} ({kind}); {counts}{unknown}; "
         f"{time.perf_counter() - begun:.1f} s"
     )
     facts = CorpusFacts(corpus.name, argument, splits)
