@@ -189,18 +189,21 @@ def _widest(
     points: NDArray[np.float64], changes: NDArray[np.int64], errors: int, low: float
 ) -> tuple[int, float]:
     """The fewest errors and the middle of their widest range, from the points where errors change."""
-    edges, where = np.unique(points, return_inverse=True)
-    by_edge = np.bincount(where, weights=changes, minlength=edges.size).astype(np.int64)
-    edges, by_edge = edges[by_edge != 0], by_edge[by_edge != 0]
+    edges, where = np.unique(points[changes != 0], return_inverse=True)
+    by_edge = np.bincount(where, weights=changes[changes != 0], minlength=edges.size).astype(np.int64)
     if not edges.size:
         return errors, max(low, 0.0)
     totals = errors + np.append(0, np.cumsum(by_edge))  # (edges + 1,): between the edges, and outside
-    margin = max(0.1 * float(edges[-1] - edges[0]), 0.1 * float(np.abs(edges).max()))
+    # A range without an end is taken a little way; beyond an only edge at 0 any way would do.
+    margin = 0.1 * max(float(edges[-1] - edges[0]), float(np.abs(edges).max())) or 1.0
     ends = max(low, edges[0] - margin), min(LARGEST, edges[-1] + margin)
     borders = np.concatenate([ends[:1], edges, ends[1:]])
     widths = np.where(totals == totals.min(), np.diff(borders), -np.inf)
     chosen = int(widths.argmax())
-    return int(totals[chosen]), float(borders[chosen] + borders[chosen + 1]) / 2
+    value = float(borders[chosen] + borders[chosen + 1]) / 2
+    while value in points and value < borders[chosen + 1]:  # where two texts are equally good
+        value = float(value + borders[chosen + 1]) / 2
+    return int(totals[chosen]), value
 
 
 def _scales(lists: Development) -> NDArray[np.float64]:
