@@ -167,6 +167,11 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "text.txt").write_text("\n".join(lines) + "\n")
     (folder / "sentences.txt").write_text("\n".join(lines[:4]) + "\n")
     (folder / "lists.txt").write_text(f"u1 -3.5 {lines[0]}\nu1 -3.25 {lines[1]}\n")
+    shutil.copy(folder / "lists.txt", folder / "dev.txt")
+    (folder / "dev.ref").write_text(f"u1 {lines[0]}\n")
+    (folder / "nbest.out").write_text(f"0 ||| {lines[0]} ||| LM0= -1 ||| -3.5\n0 ||| a ||| LM0= -1 ||| -3\n")
+    (folder / "hyps.jsonl").write_text('{"utt": "u1", "am": -3.5, "hyp": "the keeper"}\n')
+    (folder / "weights.json").write_text('{"lm_weight": 0.5}\n')
     (folder / "prompts.jsonl").write_text('{"prompt": "the", "max_tokens": 3}\n{"prompt": "a", "seed": 2}\n')
 
     def run(name: str, *arguments: str) -> None:
