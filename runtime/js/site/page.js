@@ -107,7 +107,7 @@ async function suggest() {
       ...found.map(({ word, probability }, place) => {
         const button = document.createElement("button");
         const percent = document.createElement("small");
-        percent.textContent = ` ${Math.round(100 * probability)} %`;
+        percent.textContent = probability < 0.01 ? " < 1 %" : ` ${Math.round(100 * probability)} %`;
         button.type = "button";
         button.setAttribute("aria-keyshortcuts", `Alt+${place + 1}`);
         button.append(word, percent);
