@@ -1,7 +1,7 @@
 # make demo   the whole path on this machine: train, export, generate without torch
 # make test   every check
 # make site   the page that runs the demo's bundle in a browser (Node)
-# Both set up what they need, in .venv (with torch) and .venv-runtime (without), and repeat quickly.
+# They set up what they need, in .venv (with torch) and .venv-runtime (without), and repeat quickly.
 
 PYTHON ?= python3
 TRAIN_READY := .venv/.train-ready

@@ -118,7 +118,7 @@ async function page(bundle, picture) {
   for (let visit = 0; visit < VISITS; visit++) {
     const browser = await puppeteer.launch({ executablePath, args: ["--no-sandbox", "--disable-dev-shm-usage"] });
     const tab = await browser.newPage();
-    await tab.setViewport({ width: 760, height: 620 });
+    await tab.setViewport({ width: 760, height: 700 });
     await tab.goto(server.url);
     await tab.waitForFunction(() => performance.getEntriesByName("steplm-suggested").length);
     opened.push(await tab.evaluate(() => performance.getEntriesByName("steplm-suggested")[0].startTime));
@@ -171,18 +171,19 @@ async function writeOn(tokens) {
 
 async function takePicture(tab, path) {
   await tab.evaluate(() => {
-    document.getElementById("text").value = "";
-    document.getElementById("length").value = "45";
-    document.getElementById("seed").value = "4";
+    const settings = { text: "", length: "17", seed: "4", temperature: "0.6" };
+    for (const [id, value] of Object.entries(settings)) document.getElementById(id).value = value;
   });
-  await tab.type("#text", "Return the number of bytes that were read from the ");
+  await tab.type("#text", "If the file does not exist, ");
   await tab.click("#continue");
   await tab.waitForFunction(() => document.getElementById("status").textContent === "Ready");
+  await tab.click("#fork");
   await tab.click("#surprisal");
+  await tab.type("#text", "Return the val");
   await tab.waitForSelector("#colours span");
-  await tab.type("#text", " If it is no");
-  await new Promise((done) => setTimeout(done, 1500));
-  await tab.screenshot({ path });
+  await tab.waitForFunction(() => document.getElementById("words").dataset.after.endsWith("the val"));
+  const bottom = await tab.$eval("fieldset", (found) => found.getBoundingClientRect().top);
+  await tab.screenshot({ path, clip: { x: 0, y: 0, width: 760, height: bottom - 4 } });
 }
 
 const median = (values) => [...values].sort((a, b) => a - b)[values.length >> 1];

@@ -26,6 +26,8 @@ let current = 0;
 /** @type {AbortController | undefined} */
 let writing;
 let asking = new AbortController();
+/** @type {string | undefined} The text that words were asked for last. */
+let asked;
 /** @type {ReturnType<typeof setTimeout> | undefined} */
 let colouring;
 
@@ -89,6 +91,8 @@ document.addEventListener("keydown", (event) => {
 /** After the text was changed: new suggestions now, colours when nothing more is typed. */
 function changed() {
   kept[current].text = text.value;
+  const title = versions.children[current];
+  if (title) title.textContent = titleOf(current, text.value);
   buttons.rewind.disabled = kept[current].past.length === 0;
   colours.replaceChildren();
   clearTimeout(colouring);
@@ -98,9 +102,11 @@ function changed() {
 
 /** Show the words that may come at the cursor. */
 async function suggest() {
+  const before = text.value.slice(0, text.selectionEnd);
+  if (before === asked) return;
+  asked = before;
   asking.abort();
   asking = new AbortController();
-  const before = text.value.slice(0, text.selectionEnd);
   try {
     const found = await model.draft.suggest(before, WORDS, { signal: asking.signal });
     words.replaceChildren(
@@ -196,7 +202,7 @@ function showVersions() {
     ...kept.map((version, place) => {
       const button = document.createElement("button");
       button.type = "button";
-      button.textContent = `${place + 1}: …${version.text.trimEnd().slice(-24)}`;
+      button.textContent = titleOf(place, version.text);
       button.setAttribute("aria-pressed", String(place === current));
       button.addEventListener("click", () => {
         if (writing) return;
@@ -207,6 +213,14 @@ function showVersions() {
       return button;
     }),
   );
+}
+
+/**
+ * @param {number} place
+ * @param {string} value
+ */
+function titleOf(place, value) {
+  return `${place + 1}: …${value.trimEnd().slice(-24)}`;
 }
 
 /** @param {string} value */
