@@ -9,6 +9,7 @@ from lm_export.formats.registry import model_files
 from lm_export.forms.registry import form_of
 from lm_runtime.bundle import BundleConfig
 from lm_runtime.commands import file_size
+from lm_runtime.scoring.score import bits_in_words
 from lm_trainer.families import FAMILIES
 
 INT8_FORM = (
@@ -24,15 +25,13 @@ def model_card(config: BundleConfig, folder: Path, name: str) -> str:
     states = ", ".join(state.name for state in config.states)
     return f"""# A language model for `{training["corpus"]}`
 
-Model: {FAMILIES[config.model_type].description}; {form_of(config.model_type).sizes(config)}; \
+Model: {_description(config)}; {form_of(config.model_type).sizes(config)}; \
 {config.vocab_size:,} tokens ({config.tokenizer}); {training["parameters"]:,} parameters.
 One step is `(token, {states}) -> (logits, {states})`; the state has a fixed size, so the \
 cost per token never grows.
 
 ## Training
-Corpus `{training["corpus"]}`: {training["train_tokens"]:,} tokens; {training["epoch"]} epochs, \
-{training["seconds"]:.0f} s.
-{_valid(training["valid"])}
+{_trained(training)}
 
 ## Files
 | file | size |
@@ -63,6 +62,20 @@ The model imitates its training text, errors and prejudices included, and states
 """
 
 
+def _description(config: BundleConfig) -> str:
+    description = FAMILIES[config.model_type].description
+    return description.partition(",")[0] if config.training.get("imported") else description
+
+
+def _trained(training: dict[str, Any]) -> str:
+    if training.get("imported"):
+        return f"Read from `{training['corpus']}`, an ARPA file; how it was estimated is not known."
+    return (
+        f"Corpus `{training['corpus']}`: {training['train_tokens']:,} tokens; {training['epoch']} epochs, "
+        f"{training['seconds']:.0f} s.\n{_valid(training['valid'])}"
+    )
+
+
 def _kind(config: BundleConfig) -> str:
     return f"ONNX opset {config.opset}." if config.opset else "Tables that steplm's runtime reads."
 
@@ -74,7 +87,8 @@ def _valid(figures: dict[str, Any] | None) -> str:
     words = "" if a_word is None else f"{a_word:.2f} a word, "
     return (
         f"Validation perplexity {figures['perplexity']:.2f} a token, {words}"
-        f"{figures['bits_per_byte']:.3f} bits a byte ({figures['tokens']:,} tokens, "
+        f"{bits_in_words(figures['bits_per_byte'], figures['unknown'], figures['tokens'])} "
+        f"({figures['tokens']:,} tokens, "
         f"{figures['unknown']:,} of them unknown)."
     )
 

@@ -183,22 +183,29 @@ def test_runs_stand_side_by_side(
 def test_vocabularies_that_differ_are_compared_by_bits(
     run: lm_trainer.Run, tmp_path: Path, invoke: Invoke
 ) -> None:
-    settings = {**SMALL, "tokenizer": "char", "epochs": 1}
-    other = lm_trainer.train(TINY, out=tmp_path / "run", **settings)  # of the same name
-    shutil.rmtree(tmp_path / "unfinished", ignore_errors=True)
+    settings = {**SMALL, "epochs": 1, "vocab_size": 270}
+    bpe = lm_trainer.train(TINY, out=tmp_path / "bpe", **{**settings, "tokenizer": "bpe"})
+    other = lm_trainer.train(
+        TINY, out=tmp_path / "run", **{**settings, "tokenizer": "char"}
+    )  # of the same name
     shutil.copytree(other.folder, tmp_path / "unfinished")
     (tmp_path / "unfinished/summary.json").unlink()
-    runs = [run.folder, other.folder, tmp_path / "unfinished"]
+    runs = [bpe.folder, other.folder, tmp_path / "unfinished", run.folder]
     found = lm_trainer.compare(runs)
     assert not found.same_vocabulary
     assert [compared.name for compared in found.runs] == [str(folder) for folder in runs]
     unfinished = found.table[2]
     assert unfinished["valid"] == pytest.approx(found.table[1]["valid"])  # the best so far
     assert unfinished["bits_per_byte"] is None
-    code, _, err = invoke(lm_compare, *runs, "--html", "page.html")
+    assert found.table[3]["bits_per_byte"] is None  # a fifth of the words are unknown
+    code, out, err = invoke(lm_compare, *runs, "--html", "page.html")
     assert code == 0
+    assert "not complete" in out.splitlines()[3]
+    assert "not comparable: " in out.splitlines()[4]
     assert "vocabularies differ" in one_line(err)
-    assert "vocabularies differ" in (tmp_path / "page.html").read_text()
+    page = (tmp_path / "page.html").read_text()
+    assert "vocabularies differ" in page
+    assert f"without curve: {runs[2]}, {runs[3]}." in page
     for compared, row in list(zip(found.runs, found.table, strict=True))[:2]:
         assert compared.bits_a_nat is not None
         best = min(record["valid_loss"] for record in compared.epochs)

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from tokenizers import (
-    AddedToken,
-    Regex,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-    trainers,
-)
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Engine
 
 from lm_runtime.tokenizer import ANY_CHARACTER, EOS, UNK, Tokenizer
 from lm_trainer.config import TokenizerConfig
 from lm_trainer.corpora import words
 from lm_trainer.corpora.sentencepiece import read_sentencepiece
+from lm_trainer.corpora.tokenizer_form import with_line_breaks
 
 _BYTES = 256
 _LONGEST_RUN = 1000
@@ -64,11 +56,13 @@ def make_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
                 "tokenizer must be word, words, char, bpe, a tokenizer.json or a SentencePiece .model, "
                 f"got {other}"
             )
-    # For other readers of the file, who then end lines as this project does.
-    engine.post_processor = processors.TemplateProcessing(
-        single=f"$A {EOS}", special_tokens=[(EOS, engine.token_to_id(EOS))]
-    )
-    return Tokenizer(engine.to_str())
+    return with_line_breaks(Tokenizer(engine.to_str()))
+
+
+def word_tokenizer(words: Sequence[str]) -> Tokenizer:
+    """The word tokenizer of ``<eos>``, ``<unk>`` and ``words``, in this order."""
+    engine = _of_parts(None, pre_tokenizers.WhitespaceSplit(), [EOS, UNK, *words])
+    return with_line_breaks(Tokenizer(engine.to_str()))
 
 
 def _closed_vocabulary(
@@ -96,7 +90,13 @@ def _closed_vocabulary(
             f"the training text has no {'character' if config.tokenizer == 'char' else 'word'} that comes "
             f"{config.min_frequency} times: the vocabulary would be empty"
         )
-    vocabulary = {token: id_ for id_, token in enumerate([EOS, UNK, *parts][: config.vocab_size])}
+    return _of_parts(normalizer, pre_tokenizer, [EOS, UNK, *parts][: config.vocab_size])
+
+
+def _of_parts(
+    normalizer: normalizers.Normalizer | None, pre_tokenizer: pre_tokenizers.PreTokenizer, tokens: list[str]
+) -> Engine:
+    vocabulary = {token: id_ for id_, token in enumerate(tokens)}
     engine = Engine(models.WordLevel(vocabulary, unk_token=UNK))
     _set_normalizer(engine, normalizer)
     engine.pre_tokenizer = pre_tokenizer

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from lm_runtime.bundle import TOKENIZER
 from lm_runtime.files import UnusableFileError
+from lm_runtime.scoring.score import not_comparable
 from lm_runtime.text_files import read_text_file
 from lm_trainer.config_file import read_settings
 from lm_trainer.reports.metrics import read_metrics
@@ -62,6 +63,14 @@ class Compared:
         valid = self.summary.get("valid", {})
         bits, value = valid.get("bits_per_byte"), valid.get("perplexity", 1)
         return bits / math.log(value) if bits is not None and value > 1 else None
+
+    @property
+    def left_out(self) -> str:
+        """Why bits a byte are not known, where other runs have them; empty where they are."""
+        valid = self.summary.get("valid")
+        if valid is None:
+            return "not complete"
+        return "" if valid["bits_per_byte"] is not None else not_comparable(valid["unknown"], valid["tokens"])
 
     @property
     def figures(self) -> dict[str, Any]:

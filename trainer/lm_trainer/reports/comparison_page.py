@@ -49,8 +49,10 @@ _HEADINGS = {
 def rows(comparison: Comparison) -> Iterator[tuple[str, ...]]:
     """The table of figures as text: headings, then a row for each run."""
     yield tuple(_HEADINGS.values())
-    for figures in comparison.table:
-        yield tuple(_shown(name, figures[name]) for name in _HEADINGS)
+    for run in comparison.runs:
+        figures = run.figures
+        shown = {name: _shown(name, figures[name]) for name in _HEADINGS}
+        yield tuple((shown | {"bits_per_byte": shown["bits_per_byte"] or run.left_out}).values())
 
 
 def draw(comparison: Comparison, path: Path) -> None:
@@ -77,11 +79,14 @@ def page(comparison: Comparison) -> str:
         for run in comparison.runs
         if run.sample
     )
-    vocabularies = (
-        ""
-        if comparison.same_vocabulary
-        else "<p>The vocabularies differ: perplexities a token do not compare, bits a byte do.</p>"
-    )
+    vocabularies = ""
+    if not comparison.same_vocabulary:
+        missing = [run.name for run in comparison.runs if run.bits_a_nat is None]
+        without = f" Without bits a byte, and so without curve: {', '.join(missing)}." if missing else ""
+        vocabularies = (
+            "<p>The vocabularies differ: perplexities a token do not compare, bits a byte do."
+            f"{markup.escape(without)}</p>"
+        )
     body = f"""{markup.table(rows(comparison))}
 {vocabularies}
 <h2>Curves</h2>
