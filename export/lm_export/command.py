@@ -20,6 +20,7 @@ Examples:
   lm-export my-run --out my-bundle --quantize int8
   lm-export my-run/last.pt --out my-bundle --force
   lm-export my-ngrams --out my-bundle --format arpa
+  lm-export my-run --out my-bundle --format sherpa --tokens my-recognizer/tokens.txt
 """
 
 
@@ -42,6 +43,11 @@ Examples:
     help=f"Add a format for other tools, proven equal to the bundle: {_FORMATS}. Repeatable.",
 )
 @click.option("--arpa", is_flag=True, help="Short for --format arpa.")
+@click.option(
+    "--tokens",
+    type=click.Path(path_type=Path),
+    help="A recognizer's tokens.txt: stop unless its ids are those of the model's vocabulary.",
+)
 @click.option("--force", is_flag=True, help="Replace the bundle that is in the folder.")
 @click.version_option(package_name="steplm")
 def main(
@@ -51,6 +57,7 @@ def main(
     quantize: str | None,
     formats: tuple[str, ...],
     arpa: bool,
+    tokens: Path | None,
     force: bool,
 ) -> None:
     """Export CHECKPOINT, a .pt file or a run's folder, to a bundle that runs without torch.
@@ -73,6 +80,7 @@ def main(
             opset=opset,
             quantize=quantize == "int8",
             formats=(*formats, *(["arpa"] if arpa else [])),
+            tokens=tokens,
             replace=force,
             tell=note,
         )

@@ -103,9 +103,7 @@ def _encode(
     return np.split(ids, sizes[np.array(ends[:-1], dtype=np.int64) - 1])
 
 
-def _log_probabilities(
-    model: StepModel, texts: Sequence[NDArray[np.int64]]
-) -> Iterable[NDArray[np.float32]]:
+def _log_probabilities(model: StepModel, texts: Sequence[NDArray[np.int64]]) -> Iterable[NDArray[np.float32]]:
     """The log-probability of each token of each text, all of which end with ``<eos>``."""
     if not isinstance(model, DirectModel):
         return (values for values, _ in _scores(model, texts))
