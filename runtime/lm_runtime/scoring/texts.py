@@ -52,7 +52,7 @@ def score_texts(model: StepModel, texts: Iterable[str]) -> Iterator[Score]:
         ids = _encode(model.tokenizer, chunk, counts)
         for tokens, count, values in zip(ids, counts, _log_probabilities(model, ids), strict=True):
             unknown = unknown_tokens(model, tokens)
-            yield Score(add_up(values), tokens.size, unknown, count.bytes, count.words)
+            yield count.score(add_up(values), tokens.size, unknown)
 
 
 def score_ids(
