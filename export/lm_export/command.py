@@ -48,6 +48,11 @@ Examples:
     type=click.Path(path_type=Path),
     help="A recognizer's tokens.txt: stop unless its ids are those of the model's vocabulary.",
 )
+@click.option(
+    "--tokenizer",
+    type=click.Path(path_type=Path),
+    help="The tokenizer.json by which the words of an ARPA file are tokens; they are words by default.",
+)
 @click.option("--force", is_flag=True, help="Replace the bundle that is in the folder.")
 @click.version_option(package_name="steplm")
 def main(
@@ -58,9 +63,12 @@ def main(
     formats: tuple[str, ...],
     arpa: bool,
     tokens: Path | None,
+    tokenizer: Path | None,
     force: bool,
 ) -> None:
     """Export CHECKPOINT, a .pt file or a run's folder, to a bundle that runs without torch.
+
+    CHECKPOINT may also be an n-gram model of another tool, in a file named *.arpa.
 
     The graph is compared with the torch model on held-out text; if they differ, no bundle is written.
     The bundle of an n-gram model has tables in place of a graph, and no operator set.
@@ -81,6 +89,7 @@ def main(
             quantize=quantize == "int8",
             formats=(*formats, *(["arpa"] if arpa else [])),
             tokens=tokens,
+            tokenizer=tokenizer,
             replace=force,
             tell=note,
         )

@@ -1,7 +1,7 @@
 """What other software makes of one bundle, against this project's own figures: a table in Markdown.
 
 Run it as python tests/benchmarks/consumers.py; it trains small models on data/tiny, and installs two npm
-packages into a temporary folder. The recognizers of sherpa-onnx are the scripted ones of tests/export/test_sherpa.py.
+packages into a temporary folder. sherpa-onnx's recognizers are scripted, as in tests/export/test_sherpa.py.
 """
 
 from __future__ import annotations
