@@ -6,6 +6,7 @@ packages into a temporary folder. sherpa-onnx's recognizers are scripted, as in 
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -21,11 +22,11 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "export"), str(ROOT / "tests" / "runtime")]
 
-import test_other_readers as readers  # noqa: E402
-import test_sherpa as recognizers  # noqa: E402
+import test_other_readers as readers  # type: ignore[import-not-found]  # noqa: E402
+import test_sherpa as recognizers  # type: ignore[import-not-found]  # noqa: E402
 
 import lm_runtime  # noqa: E402
-from conftest import SMALL, TINY, run_command  # noqa: E402
+from conftest import SMALL, TINY, run_command  # type: ignore[import-not-found]  # noqa: E402
 from lm_export.formats import sherpa  # noqa: E402
 from lm_runtime.bundle import MODELS  # noqa: E402
 from lm_runtime.lm_eval import StepLM  # noqa: E402
@@ -72,18 +73,11 @@ def rows(folder: Path) -> Iterator[Row]:
         run_command("lm-export", f"{kind}-run", "--out", kind, *formats, cwd=folder)
         bundles[kind] = folder / kind
     texts = [text for split in ("train", "valid", "test") for text in fragments(TINY / f"{split}.txt")]
-    for library, read in (("tokenizers", readers.library), ("transformers", readers.transformers_library)):
-        yield (
-            library,
-            version(library),
-            compared(bundles, texts, lambda path, read=read: map(read(path), texts)),
-        )
-    in_node = lambda path: readers.in_node(node_folder, path, texts)  # noqa: E731
-    yield (
-        "@huggingface/tokenizers (Node)",
-        readers.PACKAGE.rpartition("@")[2],
-        compared(bundles, texts, in_node),
-    )
+    for library, reader in (("tokenizers", readers.library), ("transformers", readers.transformers_library)):
+        found = compared(bundles, texts, functools.partial(read_all, reader, texts))
+        yield library, version(library), found
+    found = compared(bundles, texts, functools.partial(readers.in_node, node_folder, texts=texts))
+    yield "@huggingface/tokenizers (Node)", readers.PACKAGE.rpartition("@")[2], found
     for precision in ("fp32", "int8"):
         yield (
             f"onnxruntime-web, {precision}",
@@ -109,6 +103,11 @@ def fragments(path: Path) -> Iterator[str]:
     for start in range(0, min(len(text), 4000), 100):
         part = text[start : start + 150]
         yield part.replace("\n", "\r\n").replace(" the ", " <unk> <eos>\n").replace(" a ", " a<unk>b\u0085")
+
+
+def read_all(reader: Callable[[Path], Any], texts: list[str], bundle: Path) -> Iterator[Any]:
+    """What a library of Python gives for each text."""
+    return map(reader(bundle), texts)
 
 
 def compared(bundles: dict[str, Path], texts: list[str], read: Callable[[Path], Any]) -> str:
