@@ -90,6 +90,8 @@ def test_the_parts_add_up_and_the_second_model_has_its_own_weight(dev: Path, inv
         "length_bonus": -0.625,
         "unk_penalty": -2,
     }
+    plain = json.loads(invoke(lm_score, FIXTURE, "lists.txt", "--nbest", "--lm-weight", 1, "--json")[1])
+    assert repr(plain["parts"]["unk_penalty"]) == "0.0"
     assert record["combined"] == pytest.approx(sum(record["parts"].values()), abs=1e-12)
 
 
