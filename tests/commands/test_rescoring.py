@@ -117,6 +117,12 @@ def test_moses_lists_come_back_as_moses_lists(dev: Path, invoke: Invoke) -> None
     assert err.splitlines()[0] == "nbest: read as moses: id ||| text ||| features ||| score"
     assert err.splitlines()[1].startswith("WER 0.00%")
     assert invoke(lm_score, FIXTURE, "nbest", *options, "best")[1] == "the sea\nthe clock\n"
+    write(dev / "gap", lines[0], lines[2].replace("1 |||", "2 |||"))
+    code, out, err = invoke(lm_score, FIXTURE, "gap", *options, "best", "--evaluate", "ref")
+    assert (code, out) == (0, "0 sea the\n2 the clock\n")
+    assert "lists without a reference: 1, the first '2'; not among the errors" in err
+    assert "references without a list: 1, the first '1'; not among the errors" in err
+    assert "the ids are not the numbers of lines from 0" in err
 
 
 def test_kaldis_lists_are_written_into_a_folder(dev: Path, invoke: Invoke) -> None:
