@@ -19,9 +19,11 @@ import platform
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tomllib
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,10 +38,13 @@ _SHORT = {"lm-train": ["--sample-tokens", "5", "--epochs", "1"], "lm-bench": ["-
 _BINARIES = Path(sys.executable).parent
 _COMMANDS = {
     "lm-train": "lm_trainer.command",
+    "lm-compare": "lm_trainer.commands.compare",
+    "lm-reach": "lm_trainer.commands.reach",
     "lm-export": "lm_export.command",
     "lm-generate": "lm_runtime.commands.generate",
     "lm-score": "lm_runtime.commands.score",
     "lm-bench": "lm_runtime.commands.bench",
+    "lm-serve": "lm_runtime.commands.serve",
 }
 """The module of each command."""
 _PAGES = [
@@ -138,6 +143,18 @@ def call(name: str, *arguments: str, cwd: Path) -> int:
     return exit_.value.code
 
 
+def serve(arguments: list[str], cwd: Path) -> None:
+    """Run lm-serve until its page is there."""
+    command = [str(_BINARIES / "lm-serve"), *arguments, "--port", "0"]
+    with subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        address = process.stdout.readline().decode().strip()
+        with urllib.request.urlopen(address, timeout=60) as page:
+            assert page.status == 200
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+
+
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Small files, runs and bundles by the names that the examples use."""
@@ -221,6 +238,9 @@ def test_it_runs(example: Example, stage: Path, tmp_path: Path, capfd: pytest.Ca
             text=True,
         )
         assert result.returncode == 0, result.stderr[-3000:]
+        return
+    if words[0] == "lm-serve":
+        serve(words[1:], tmp_path)
         return
     words[1:1] = _SHORT.get(words[0], [])[: 2 if "ngram" in words else None]  # which has no epochs
     capfd.readouterr()
