@@ -16,6 +16,8 @@ import { serve } from "./static_server.js";
 const BROWSER = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"].find(existsSync);
 const SITE = fileURLToPath(new URL("../scripts/site.js", import.meta.url));
 const PHONE = { width: 360, height: 640 };
+/** Milliseconds: beside other work, compiling onnxruntime's wasm was seen to take half a minute. */
+const PATIENCE = 180_000;
 const run = promisify(execFile);
 
 test("the page", { skip: BROWSER ? false : "Chromium is not installed" }, async (t) => {
@@ -38,6 +40,7 @@ test("the page", { skip: BROWSER ? false : "Chromium is not installed" }, async 
     await rm(folder, { recursive: true, maxRetries: 5 });
   });
   const page = await browser.newPage();
+  page.setDefaultTimeout(PATIENCE);
   /** @type {string[]} */
   const asked = [];
   /** @type {string[]} */
@@ -160,7 +163,7 @@ test("the page", { skip: BROWSER ? false : "Chromium is not installed" }, async 
           return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2];
         };
         const ink = light(getComputedStyle(document.body).color);
-        const grounds = [...document.querySelectorAll(".sheet, [class^=s]:not(.sheet)")].map((one) =>
+        const grounds = [...document.querySelectorAll(".sheet, .s1, .s2, .s3, .s4, .s5")].map((one) =>
           light(getComputedStyle(one).backgroundColor),
         );
         const ratios = grounds.map(
