@@ -16,8 +16,9 @@ import torch
 
 import lm_runtime
 import lm_trainer
-from conftest import TINY, Invoke, one_line, run_command
+from conftest import TINY, Invoke, one_line
 from lm_runtime.files import UnusableFileError
+from lm_trainer.command import main as lm_train
 from lm_trainer.commands.compare import main as lm_compare
 from lm_trainer.training import terminal
 from lm_trainer.training.progress import InterruptedRunError
@@ -41,9 +42,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> lm_trainer.Run:
     return lm_trainer.train(TINY, out=tmp_path_factory.mktemp("python") / "run", **SMALL)
 
 
-def test_a_run_is_that_of_the_command(run: lm_trainer.Run, tmp_path: Path) -> None:
+def test_a_run_is_that_of_the_command(run: lm_trainer.Run, tmp_path: Path, invoke: Invoke) -> None:
     options = [word for name, value in SMALL.items() for word in (f"--{name.replace('_', '-')}", value)]
-    run_command("lm-train", TINY, *options, "--out", "run", cwd=tmp_path)
+    assert invoke(lm_train, TINY, *options, "--out", "run")[0] == 0
     there = lm_trainer.Run(tmp_path / "run")
     first, second = (torch.load(one.best, weights_only=True)["model"] for one in (run, there))
     assert all(torch.equal(first[name], second[name]) for name in first)
