@@ -164,7 +164,7 @@ def offline(folder: Path, bundle: Path, precision: Any) -> str:
     followed = [
         m for m in (1e-1, 1e-2, 1e-3, 1e-4, 1e-5) if recognizers.decides(folder, bundle, precision, m)
     ]
-    return f"below {min(followed):.0e} in the log-probability of a text" if followed else "above 0.1"
+    return f"decides where totals are {min(followed):.0e} apart" if followed else "above 0.1"
 
 
 def rolling(bundle: Path) -> str:

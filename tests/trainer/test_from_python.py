@@ -203,14 +203,25 @@ def test_vocabularies_that_differ_are_compared_by_bits(
     assert code == 0
     assert "not complete" in out.splitlines()[3]
     assert "not comparable: " in out.splitlines()[4]
-    assert "vocabularies differ" in one_line(err)
+    assert "the vocabularies differ" in err
     page = (tmp_path / "page.html").read_text()
     assert "vocabularies differ" in page
-    assert f"without curve: {runs[2]}, {runs[3]}." in page
+    assert f"without curve: {runs[2]}, {runs[3]}" in page
+    assert f"without curve: {runs[2]}, {runs[3]}" in one_line(err)
+    assert "texts differ" not in err
     for compared, row in list(zip(found.runs, found.table, strict=True))[:2]:
         assert compared.bits_a_nat is not None
         best = min(record["valid_loss"] for record in compared.epochs)
         assert compared.bits_a_nat * best == pytest.approx(row["bits_per_byte"])
+
+
+def test_runs_on_other_texts_are_told(run: lm_trainer.Run, tmp_path: Path, invoke: Invoke) -> None:
+    shutil.copytree(run.folder, tmp_path / "run")
+    settings = (tmp_path / "run/config.toml").read_text().splitlines()
+    settings[0] = 'corpus = "elsewhere"'
+    (tmp_path / "run/config.toml").write_text("\n".join(settings))
+    _, _, err = invoke(lm_compare, run.folder, "run")
+    assert "texts differ: no figure of one compares" in one_line(err)
 
 
 def test_a_sample_may_have_any_character(run: lm_trainer.Run, tmp_path: Path) -> None:
