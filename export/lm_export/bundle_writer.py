@@ -17,7 +17,7 @@ from lm_export.card import model_card
 from lm_export.errors import ExportError
 from lm_export.formats.registry import FORMATS, check_applies
 from lm_export.forms.registry import form_of
-from lm_export.graph import make_step_graph
+from lm_export.graph import check_adaptive, make_step_graph
 from lm_export.int8_cost import layers_in_words, measure_cost
 from lm_export.quantize import quantize_int8
 from lm_export.source import Source, read_source
@@ -51,6 +51,7 @@ def export_bundle(
     quantize: bool,
     formats: tuple[str, ...] = (),
     tokenizer: Path | None = None,
+    adaptive: bool = False,
     replace: bool,
     tell: Tell,
 ) -> BundleConfig:
@@ -63,6 +64,7 @@ def export_bundle(
         quantize: whether to add an int8 graph.
         formats: names of :data:`FORMATS` to add.
         tokenizer: the tokenizer.json of an ARPA file's tokens; by default they are words.
+        adaptive: whether the graphs have the output ``hidden``.
         replace: whether a bundle that is in ``out`` may be replaced.
         tell: takes lines for the person at the terminal.
 
@@ -76,8 +78,10 @@ def export_bundle(
     config = _configuration(source, opset)
     layers = form_of(config.model_type).layers(config) if quantize else {}
     check_applies(formats, config)
+    if adaptive:
+        check_adaptive(config)
     with _folder_in_place(out, replace=replace) as folder:
-        graph = _write_model(folder, source, config)
+        graph = _write_model(folder, source, config, adaptive=adaptive)
         write_texts(folder, source.tokenizer)
         config = _write_config(folder, config)
 
@@ -102,13 +106,15 @@ def export_bundle(
         return _write_config(folder, config)
 
 
-def _write_model(folder: Path, source: Source, config: BundleConfig) -> onnx.ModelProto | None:
+def _write_model(
+    folder: Path, source: Source, config: BundleConfig, *, adaptive: bool
+) -> onnx.ModelProto | None:
     """Write the graph, and return it; or write the tables."""
     form = form_of(config.model_type)
     if not form.has_graph:
         form.write_tables(source.model, folder)
         return None
-    graph = make_step_graph(cast(LanguageModel, source.model), config)
+    graph = make_step_graph(cast(LanguageModel, source.model), config, adaptive=adaptive)
     (folder / MODELS["fp32"]).parent.mkdir()
     onnx.save(graph, folder / MODELS["fp32"])
     return graph

@@ -47,6 +47,11 @@ Examples:
     type=click.Path(path_type=Path),
     help="The tokenizer.json by which the words of an ARPA file are tokens; they are words by default.",
 )
+@click.option(
+    "--adaptive",
+    is_flag=True,
+    help="Give the graphs the output hidden, by which --adapt learns from what is read.",
+)
 @click.option("--force", is_flag=True, help="Replace the bundle that is in the folder.")
 @click.version_option(package_name="steplm")
 def main(
@@ -57,6 +62,7 @@ def main(
     formats: tuple[str, ...],
     arpa: bool,
     tokenizer: Path | None,
+    adaptive: bool,
     force: bool,
 ) -> None:
     """Export CHECKPOINT, a .pt file or a run's folder, to a bundle that runs without torch.
@@ -82,6 +88,7 @@ def main(
             quantize=quantize == "int8",
             formats=(*formats, *(["arpa"] if arpa else [])),
             tokenizer=tokenizer,
+            adaptive=adaptive,
             replace=force,
             tell=note,
         )
