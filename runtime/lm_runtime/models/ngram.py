@@ -92,6 +92,7 @@ class NgramModel:
             )
         self.tables = tables
         self.tokenizer = tokenizer
+        self.restarts_at_eos = True
         self.states = ngram_states(tables.order)
         self._trie = _Trie(tables)
 

@@ -42,6 +42,13 @@ class Stepper(Protocol):
         """Go back to before the last step; once, and only after a step."""
 
 
+class HiddenStepper(Stepper, Protocol):
+    """The stepper of a :class:`HiddenModel` that shows what its output layer reads."""
+
+    def hidden(self) -> NDArray[np.float32]:
+        """What the output layer read in the last step, ``(batch, width)``, valid until the next."""
+
+
 class StepModel(Protocol):
     """What generation and scoring need of a model; the torch model has the same form."""
 
@@ -74,11 +81,30 @@ class StepModel(Protocol):
 
 
 @runtime_checkable
-class DirectModel(StepModel, Protocol):
-    """A step model that finds the probability of one token without those of all others.
+class HiddenModel(StepModel, Protocol):
+    """A step model that shows what its output layer reads."""
 
-    Nothing before an ``<eos>`` changes what it gives after it, so that many texts can be scored as one.
-    """
+    hidden_width: int | None
+    """The width of that; None where a graph does not show it."""
+
+    def step_hidden(
+        self, token: NDArray[np.int64], state: State
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], State]:
+        """As :meth:`StepModel.step`, with what the output layer read, ``(batch, time, width)``, second."""
+
+    def advance_hidden(self, token: NDArray[np.int64], state: State) -> tuple[NDArray[np.float32], State]:
+        """As :meth:`StepModel.advance`, with what the output layer would read, ``(batch, time, width)``."""
+
+    def hidden_stepper(self, state: State) -> HiddenStepper:
+        """As :meth:`StepModel.stepper`."""
+
+
+@runtime_checkable
+class DirectModel(StepModel, Protocol):
+    """A step model that finds the probability of one token without those of all others."""
+
+    restarts_at_eos: bool
+    """Whether nothing before an ``<eos>`` changes what it gives after it: then many texts are scored as one."""
 
     def score(self, ids: NDArray[np.int64], state: State) -> tuple[NDArray[np.float32], State]:
         """Read all of ``ids`` ``(batch, time + 1)`` but the last, which is only predicted.
