@@ -16,7 +16,7 @@ def output_product(graph: onnx.GraphProto) -> onnx.NodeProto:
     """
     made_by = {name: node for node in graph.node for name in node.output}
     add = made_by[LOGITS]
-    product = next((made_by[name] for name in add.input if name in made_by), add)
+    product: onnx.NodeProto = next((made_by[name] for name in add.input if name in made_by), add)
     if (add.op_type, product.op_type) != ("Add", "MatMul"):
         raise ExportError("the graph does not end in MatMul and Add, its output layer")
     return product
@@ -35,5 +35,5 @@ def add_hidden(graph: onnx.GraphProto, width: int) -> None:
     kept = [value for value in graph.value_info if value.name != old]
     del graph.value_info[:]
     graph.value_info.extend(kept)
-    shape = ["batch", "time", width]
+    shape: list[str | int | None] = ["batch", "time", width]
     graph.output.append(onnx.helper.make_tensor_value_info(HIDDEN, onnx.TensorProto.FLOAT, shape))

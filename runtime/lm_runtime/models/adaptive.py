@@ -1,80 +1,37 @@
 """A model that learns from what it reads: a cache of what followed, mixed with the model's own prediction.
 
-The neural cache (Grave et al. 2017) keeps, for the last tokens, what the output layer read before each of them.
-Where it reads something alike again, the token that followed then becomes more probable. Without that output it
-is a cache of counts (Kuhn and De Mori 1990): every token of the window weighs the same.
-
-The cache is a part of the state, so that a session is saved, forked and rewound with it.
+Where the output layer reads what it read once before, the token that followed then becomes more probable. The
+cache is a part of the state, so that a session is saved, forked and rewound with it.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lm_runtime.bundle import StateTensor
+from lm_runtime.models.cache import Adaptation, Array, Cache, mix, mixed, rounded
 from lm_runtime.models.protocol import HiddenModel, State, StepModel, Stepper
 from lm_runtime.models.state import READ_TOKENS, check_input
-from lm_runtime.settings import check, setting
 from lm_runtime.softmax import log_normalizers
 from lm_runtime.tokenizer import Tokenizer
-
-ADAPTATION = "Adaptation"
-"""The heading of the options."""
-
-Array = NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Adaptation:
-    """How much a model follows what it has read."""
-
-    weight: float = setting(
-        0.1,
-        help="The share of the cache in each probability.",
-        option="adapt-weight",
-        above=0,
-        below=1,
-        group=ADAPTATION,
-    )
-    """``lambda`` in Grave et al. 2017."""
-    theta: float = setting(
-        0.3,
-        help="How much alike two places must be: 0 counts all places of the window alike.",
-        option="adapt-theta",
-        low=0,
-        high=1000,
-        group=ADAPTATION,
-    )
-    window: int = setting(
-        500,
-        help="The tokens that the cache holds.",
-        option="adapt-window",
-        low=1,
-        high=1 << 16,
-        group=ADAPTATION,
-    )
-
-    def __post_init__(self) -> None:
-        check(self)
 
 
 class AdaptiveModel:
     """``(1 - weight) * p(model) + weight * p(cache)``, a model like any other.
 
-    The cache holds for each of the last ``window`` tokens that were read what the output layer read before it,
-    in float16; its probability of a token is the sum over its places of ``softmax(theta * h . h_i)``. An empty
-    cache changes nothing. The state is the model's, and these, of each sequence:
+    The cache holds for each of the last ``window`` tokens what the output layer read before it, ``h_i`` in
+    float16; its probability of a token is the sum over its places of ``softmax(theta * h . h_i)``. An empty
+    cache changes nothing. Of a model that does not show what its output layer reads, all places weigh the
+    same. The state is the model's, and of each sequence:
 
     - ``cache_tokens`` int64 ``(batch, window)``: each id plus 1, in a ring; 0 is none;
     - ``cache_read`` int64 ``(batch, 1)``: the number of tokens read;
-    - ``cache_keys`` float16 ``(batch, window, width)`` and ``cache_last`` float16 ``(batch, width)``: what the
-      output layer read before each token of the ring, and what it read last; not in a cache of counts.
+    - ``cache_keys`` float16 ``(batch, window, width)`` and ``cache_last`` float16 ``(batch, width)``: what
+      the output layer read before each token of the ring, and what it read last.
 
     Args:
         model: from :func:`lm_runtime.load`.
@@ -123,19 +80,32 @@ class AdaptiveModel:
     def score(self, ids: NDArray[np.int64], state: State) -> tuple[NDArray[np.float32], State]:
         """As :meth:`lm_runtime.models.protocol.DirectModel.score`."""
         values = np.empty((ids.shape[0], ids.shape[1] - 1), dtype=np.float32)
-        for start in range(0, values.shape[1], READ_TOKENS):
+        for start, own, shares, after in self.parts(ids, state):
+            values[:, start : start + own.shape[1]] = mixed(own, shares, self.adaptation.weight)
+            state = after
+        return values, state
+
+    def parts(
+        self, ids: NDArray[np.int64], state: State
+    ) -> Iterator[tuple[int, NDArray[np.float32], NDArray[np.float32], State]]:
+        """What :meth:`score` mixes, a part of the text at a time.
+
+        Yields:
+            where the part begins, the log-probability that the model gives to each token and the probability
+            that the cache gives, ``(batch, time)`` each, NaN of an empty cache; and the state after the part.
+        """
+        for start in range(0, ids.shape[1] - 1, READ_TOKENS):
             part = ids[:, start : start + READ_TOKENS + 1]
             token, targets = np.ascontiguousarray(part[:, :-1]), part[:, 1:]
             self._check(token, state)
             logits, hidden, after = self._read(token, state[: self._cut])
             own = np.take_along_axis(logits, targets[..., None], axis=2)[..., 0] - log_normalizers(logits)
+            shares = np.empty_like(own)
             caches = self._caches(state)
-            for row, cache, read, keys, wanted in zip(own, caches, token, hidden, targets, strict=True):
-                shares = cache.read(read, keys, self.adaptation.theta).shares(wanted)
-                row[:] = _mixed(row, shares, self.adaptation.weight)
-            values[:, start : start + own.shape[1]] = own
+            for row, cache, read, keys, wanted in zip(shares, caches, token, hidden, targets, strict=True):
+                row[:] = cache.read(read, keys, self.adaptation.theta).shares(wanted)
             state = (*after, *self.tensors(caches))
-        return values, state
+            yield start, own, shares, state
 
     def advance(self, token: NDArray[np.int64], state: State) -> State:
         """As :meth:`lm_runtime.models.protocol.StepModel.advance`."""
@@ -183,16 +153,16 @@ class AdaptiveModel:
         if (read < 0).any() or ((tokens > 0).sum(axis=1, keepdims=True) != pairs).any():
             raise ValueError("the cache does not hold the tokens that it says")
 
-    def _caches(self, state: State) -> list[_Cache]:
+    def _caches(self, state: State) -> list[Cache]:
         """Working copies of the caches of a state."""
         tokens, read, *keys = state[self._cut :]
         all_keys, last = keys or (np.empty((*tokens.shape, 0)), np.empty((len(tokens), 0)))
         return [
-            _Cache(ids - 1, int(count[0]), own.astype(np.float32), newest.astype(np.float32))
+            Cache(ids - 1, int(count[0]), own.astype(np.float32), newest.astype(np.float32))
             for ids, count, own, newest in zip(tokens, read, all_keys, last, strict=True)
         ]
 
-    def tensors(self, caches: Sequence[_Cache]) -> State:
+    def tensors(self, caches: Sequence[Cache]) -> State:
         """The part of the state that the caches are."""
         tokens = np.stack([cache.tokens + 1 for cache in caches])
         read = np.array([[cache.count] for cache in caches], dtype=np.int64)
@@ -207,141 +177,11 @@ def hidden_width(model: StepModel) -> int | None:
     return model.hidden_width if isinstance(model, HiddenModel) else None
 
 
-@dataclass
-class _Seen:
-    """What a part of a text could look back at, place by place."""
-
-    tokens: Array
-    """The tokens of the cache and of the part, ``(places,)``, the oldest first."""
-    weights: Array
-    """How much each counts for each token of the part, ``(time, places)``; in each row they add up to 1."""
-    first: Array
-    """The oldest place that each token of the part sees, ``(time,)``."""
-    end: Array
-    """The place after the newest, ``(time,)``."""
-
-    def of(self, time: int) -> slice:
-        """The places that a token of the part sees."""
-        return slice(self.first[time], self.end[time])
-
-    def shares(self, targets: Array) -> Array:
-        """The probability that the cache gives to each target, ``(time,)``; NaN where it is empty."""
-        found = np.where(self.tokens == targets[:, None], self.weights, 0).sum(axis=1)
-        return np.where(self.end > self.first, found, np.nan)
-
-
-@dataclass
-class _Cache:
-    """The cache of one sequence: rings of tokens and of keys, and what the next token's key is."""
-
-    tokens: Array
-    """Ids in a ring, ``(window,)``; -1 where there is none."""
-    count: int
-    """The tokens read."""
-    keys: Array
-    """float32 ``(window, width)``, each number one of float16's, so that saving changes none."""
-    last: Array
-    """float32 ``(width,)``, the same: the key of the next token."""
-
-    @property
-    def pairs(self) -> int:
-        """How many tokens ever had a key: all but the first, before which nothing was read."""
-        return max(0, self.count - 1)
-
-    def push(self, token: int) -> int | None:
-        """Let ``token`` follow what was read last; the slot that it takes."""
-        slot = None
-        if self.count:
-            slot = self.pairs % self.tokens.size
-            self.tokens[slot] = token
-            self.keys[slot] = self.last
-        self.count += 1
-        return slot
-
-    def extend(self, ids: Array, hidden: Array) -> None:
-        """Read ``ids`` ``(time,)``, after each of which the output layer read ``hidden`` ``(time, width)``."""
-        if not ids.size:
-            return
-        rounded = _rounded(hidden)
-        keys = np.concatenate([self.last[None], rounded[:-1]])
-        first = 0 if self.count else 1  # nothing was read before the first token
-        kept = slice(max(first, ids.size - self.tokens.size), None)
-        slots = (self.pairs + np.arange(ids.size)[kept] - first) % self.tokens.size
-        self.tokens[slots] = ids[kept]
-        self.keys[slots] = keys[kept]
-        self.last = rounded[-1].copy()
-        self.count += ids.size
-
-    def weights(self, hidden: Array, theta: float) -> Array:
-        """How much each token of the ring counts where the output layer reads ``hidden`` ``(width,)``."""
-        size = min(self.pairs, self.tokens.size)
-        if not hidden.size:
-            return np.full(size, 1 / max(1, size), dtype=np.float32)
-        # Row by row, so that a sum does not depend on where in the ring it stands, as in a matrix product.
-        return _softmax(np.einsum("nw,w->n", self.keys[:size], hidden) * np.float32(theta))
-
-    def read(self, ids: Array, hidden: Array, theta: float) -> _Seen:
-        """As :meth:`extend`, with what each of ``ids`` could look back at once it was read."""
-        window, before = self.tokens.size, min(self.pairs, self.tokens.size)
-        order = (self.pairs - before + np.arange(before)) % window
-        first = 0 if self.count else 1
-        tokens = np.concatenate([self.tokens[order], ids[first:]])
-        keys = np.concatenate(
-            [self.keys[order], np.concatenate([self.last[None], _rounded(hidden)[:-1]])[first:]]
-        )
-        end = before + 1 - first + np.arange(ids.size)
-        start = np.maximum(0, end - window)
-        self.extend(ids, hidden)
-        places = np.arange(tokens.size)
-        visible = (places >= start[:, None]) & (places < end[:, None])
-        scores = (hidden @ keys.T) * np.float32(theta)  # (time, places)
-        scores[~visible] = -np.inf
-        return _Seen(tokens, _softmax(scores), start, end)
-
-
-def _softmax(scores: Array) -> Array:
-    """Along the last axis, of which all may be ruled out, or none be there."""
-    if not scores.shape[-1]:
-        return scores
-    highest = scores.max(axis=-1, keepdims=True)
-    weights = np.exp(scores - np.where(np.isfinite(highest), highest, 0))
-    total = weights.sum(axis=-1, keepdims=True)
-    return np.divide(weights, total, out=weights, where=total > 0)
-
-
-def _rounded(hidden: Array) -> Array:
-    """To the numbers that float16 has, within its range."""
-    return np.clip(hidden, -65504, 65504).astype(np.float16).astype(np.float32)
-
-
-def mix(logits: NDArray[np.float32], tokens: Array, weights: Array, share: float) -> None:
-    """Give the tokens of a cache their share of the probability, in place.
-
-    Args:
-        logits: ``(vocab,)``; those of tokens that are not in the cache stay, and all are unnormalized.
-        tokens: of the cache, ``(places,)``; one may be there several times.
-        weights: of each place; they add up to 1.
-        share: of the cache.
-    """
-    if not tokens.size:
-        return
-    normalizer = log_normalizers(logits[None])[0]
-    found = np.bincount(tokens, weights, minlength=logits.size)[tokens]
-    odds = share / (1 - share)
-    logits[tokens] = np.log(np.exp(logits[tokens] - normalizer) + odds * found) + normalizer
-
-
-def _mixed(values: Array, shares: Array, weight: float) -> Array:
-    """Log-probabilities of a model and shares of a cache, mixed; NaN of a share leaves the model's."""
-    mixed = np.log((1 - weight) * np.exp(values.astype(np.float64)) + weight * shares)
-    return np.where(np.isnan(shares), values, mixed).astype(np.float32)
-
-
 class _AdaptiveStepper:
     """Steps one batch; each row has its own cache."""
 
     def __init__(
-        self, inner: Stepper, hidden: Callable[[], Array], caches: list[_Cache], model: AdaptiveModel
+        self, inner: Stepper, hidden: Callable[[], Array], caches: list[Cache], model: AdaptiveModel
     ) -> None:
         self._inner = inner
         self._hidden = hidden
@@ -358,7 +198,7 @@ class _AdaptiveStepper:
             slot = cache.pairs % cache.tokens.size
             self._before.append((int(cache.tokens[slot]), cache.count, cache.keys[slot].copy(), cache.last))
             cache.push(token)
-            cache.last = _rounded(own)
+            cache.last = rounded(own)
             size = min(cache.pairs, cache.tokens.size)
             mix(row, cache.tokens[:size], cache.weights(own, adaptation.theta), adaptation.weight)
         return logits

@@ -104,7 +104,7 @@ class DirectModel(StepModel, Protocol):
     """A step model that finds the probability of one token without those of all others."""
 
     restarts_at_eos: bool
-    """Whether nothing before an ``<eos>`` changes what it gives after it: then many texts are scored as one."""
+    """Whether nothing before an ``<eos>`` changes what it gives after it, so that texts are scored as one."""
 
     def score(self, ids: NDArray[np.int64], state: State) -> tuple[NDArray[np.float32], State]:
         """Read all of ``ids`` ``(batch, time + 1)`` but the last, which is only predicted.
