@@ -17,9 +17,10 @@ from lm_runtime.models.protocol import StepModel
 from lm_runtime.models.state import initial_state
 from lm_runtime.text_files import read_fragments
 
-_THETAS = (0.05, 0.1, 0.2, 0.4, 0.8)
-_STEPS = 2
-"""How often the distance between two values of theta is halved around the best one."""
+_THETAS = (0.1, 0.2, 0.4)
+_MOST_ROUNDS = 8
+_CLOSE = 1.5
+"""The ratio of the values of theta on both sides of the best one at which the search ends."""
 
 Tell = Callable[[str], None]
 
@@ -49,13 +50,20 @@ def fit_adaptation(
             mean, weight = tried[theta]
             tell(f"theta {theta:g}: weight {weight:.3f}, perplexity {np.exp(-mean):.2f}")
 
-    for theta in _THETAS if AdaptiveModel(model).width else (0.0,):
+    if not AdaptiveModel(model).width:
+        attempt(0.0)
+        return Adaptation(weight=round(tried[0.0][1], 4), theta=0.0, window=window)
+    for theta in _THETAS:
         attempt(theta)
-    for _ in range(_STEPS if len(tried) > 1 else 0):
+    for _ in range(_MOST_ROUNDS):
         found = sorted(tried)
         best = found.index(max(tried, key=lambda theta: tried[theta][0]))
-        for near in (best - 1, best + 1):
-            if 0 <= near < len(found):
+        if best in (0, len(found) - 1):  # it may be beyond
+            attempt(found[best] * (2 if best else 0.5))
+        elif found[best + 1] / found[best - 1] < _CLOSE:
+            break
+        else:
+            for near in (best - 1, best + 1):
                 attempt(round(float(np.sqrt(found[best] * found[near])), 4))
     theta = max(tried, key=lambda theta: tried[theta][0])
     return Adaptation(weight=round(tried[theta][1], 4), theta=theta, window=window)
