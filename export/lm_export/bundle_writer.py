@@ -18,6 +18,7 @@ from lm_export.errors import ExportError
 from lm_export.formats.registry import FORMATS, check_applies
 from lm_export.forms.registry import form_of
 from lm_export.graph import check_adaptive, make_step_graph
+from lm_export.hidden import prove_hidden
 from lm_export.int8_cost import layers_in_words, measure_cost
 from lm_export.quantize import quantize_int8
 from lm_export.source import Source, read_source
@@ -91,6 +92,9 @@ def export_bundle(
         if not proof.holds:
             raise ExportError(f"the bundle differs from the checkpoint, none was written: {proof}")
         config = dataclasses.replace(config, parity=proof.to_dict())
+        if adaptive:
+            largest = prove_hidden(cast(LanguageModel, source.model), model, source.held_out)
+            tell(f"hidden: largest difference {largest:.1e}")
 
         if quantize and graph is not None:
             onnx.save(quantize_int8(graph), folder / MODELS["int8"])

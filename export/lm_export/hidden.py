@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
+import torch
+from numpy.typing import NDArray
 
 from lm_export.errors import ExportError
+from lm_export.parity import TOLERANCE, difference
 from lm_runtime.bundle import HIDDEN, LOGITS
+from lm_runtime.models.protocol import BundleModel, HiddenModel
+from lm_runtime.models.state import initial_state
+from lm_trainer.networks.base import LanguageModel
+
+_PROVEN_TOKENS = 256
 
 
 def output_product(graph: onnx.GraphProto) -> onnx.NodeProto:
@@ -37,3 +46,21 @@ def add_hidden(graph: onnx.GraphProto, width: int) -> None:
     graph.value_info.extend(kept)
     shape: list[str | int | None] = ["batch", "time", width]
     graph.output.append(onnx.helper.make_tensor_value_info(HIDDEN, onnx.TensorProto.FLOAT, shape))
+
+
+@torch.no_grad()
+def prove_hidden(network: LanguageModel, model: BundleModel, held_out: NDArray[np.int64]) -> float:
+    """The largest difference of ``hidden`` from what torch's output layer reads, on held-out text.
+
+    Raises:
+        ExportError: it is above :data:`lm_export.parity.TOLERANCE`, or there is no such output.
+    """
+    if not isinstance(model, HiddenModel) or model.hidden_width != network.head.in_features:
+        raise ExportError("the graph does not show what its output layer reads; no bundle was written")
+    token = np.resize(held_out, (1, _PROVEN_TOKENS))
+    expected, _ = network.read(torch.from_numpy(token), network.zero_state(1))
+    _, found, _ = model.step_hidden(token, initial_state(model, 1))
+    largest = difference(expected.numpy(), found)
+    if not largest < TOLERANCE:
+        raise ExportError(f"hidden differs from the checkpoint's by {largest:.1e}; no bundle was written")
+    return largest

@@ -31,7 +31,7 @@ from toy_bundles import ngram_bundle
 
 FLOAT32 = 2e-5
 """Natural-log units: sums of products in another order."""
-SMALL = Adaptation(weight=0.3, theta=0.7, window=5)
+SMALL = Adaptation(cache_weight=0.3, cache_theta=0.7, cache_window=5)
 
 
 @pytest.fixture(scope="module")
@@ -65,15 +65,17 @@ def defined(
     rows = []
     for place, token in enumerate(ids):
         logits, hidden, state = model.step_hidden(np.array([[token]]), state)
-        followed = list(zip(keys, ids[1 : place + 1], strict=True))[-adaptation.window :]
+        followed = list(zip(keys, ids[1 : place + 1], strict=True))[-adaptation.cache_window :]
         probabilities = np.exp(log_softmax(logits[0, 0]))
         if followed:
-            alike = [0.0 if counts else adaptation.theta * float(key @ hidden[0, 0]) for key, _ in followed]
+            alike = [
+                0.0 if counts else adaptation.cache_theta * float(key @ hidden[0, 0]) for key, _ in followed
+            ]
             weights = np.exp(np.array(alike) - max(alike))
             cache = np.zeros_like(probabilities)
             for weight, (_, next_) in zip(weights / weights.sum(), followed, strict=True):
                 cache[next_] += weight
-            probabilities = (1 - adaptation.weight) * probabilities + adaptation.weight * cache
+            probabilities = (1 - adaptation.cache_weight) * probabilities + adaptation.cache_weight * cache
         rows.append(np.log(probabilities))
         keys.append(hidden[0, 0].astype(np.float16).astype(np.float32))
     return np.array(rows)
@@ -82,7 +84,7 @@ def defined(
 @pytest.mark.parametrize("theta", [0.7, 0.0])
 def test_a_text_has_the_probabilities_of_the_definition(model: OnnxModel, theta: float) -> None:
     """Read at once, step by step, and scored without the rest of the vocabulary."""
-    adaptation = dataclasses.replace(SMALL, theta=theta)
+    adaptation = dataclasses.replace(SMALL, cache_theta=theta)
     adaptive = AdaptiveModel(model, adaptation)
     ids = [model.tokenizer.eos_id, *tokens_of(model, 40)]
     expected = defined(model, ids[:-1], adaptation, counts=theta == 0)
@@ -136,7 +138,7 @@ def test_a_saved_session_goes_on_bit_for_bit(bundle: Path, tmp_path: Path, preci
     assert equal(session.state, again.state)
     whole = lm_runtime.generate(adaptive, "the keeper of the light", SamplingParams(max_tokens=30), seed=3)
     assert first + rest == "".join(whole)
-    other = AdaptiveModel(lm_runtime.load(bundle, provider="cpu"), Adaptation(window=6))
+    other = AdaptiveModel(lm_runtime.load(bundle, provider="cpu"), Adaptation(cache_window=6))
     with pytest.raises(UnusableFileError, match="another model"):
         Session.load(tmp_path / "s.npz", other)
 
@@ -167,9 +169,9 @@ def test_other_families_count_what_they_have_read(tmp_path: Path, kind: str) -> 
     found, _ = adaptive.step(np.array([ids]), initial_state(adaptive, 1))
     for place in range(len(ids)):
         probabilities = np.exp(log_softmax(logits[0, place]))
-        if seen := ids[1 : place + 1][-SMALL.window :]:
+        if seen := ids[1 : place + 1][-SMALL.cache_window :]:
             counted = np.bincount(seen, minlength=probabilities.size) / len(seen)
-            probabilities = (1 - SMALL.weight) * probabilities + SMALL.weight * counted
+            probabilities = (1 - SMALL.cache_weight) * probabilities + SMALL.cache_weight * counted
         np.testing.assert_allclose(np.exp(log_softmax(found[0, place])), probabilities, atol=FLOAT32, rtol=0)
     assert len(adaptive.states) == len(plain.states) + 2
 
@@ -196,7 +198,11 @@ def test_the_fit_finds_the_best_of_what_it_could_take(model: OnnxModel, tmp_path
     best = score_file(AdaptiveModel(model, found), text).perplexity
     assert best < 0.8 * score_file(model, text).perplexity
     assert f"perplexity {best:.2f}" in " ".join(lines)
-    for change in ({"weight": found.weight / 2}, {"weight": found.weight * 1.04}, {"theta": found.theta * 3}):
+    for change in (
+        {"cache_weight": found.cache_weight / 2},
+        {"cache_weight": found.cache_weight * 1.04},
+        {"cache_theta": found.cache_theta * 3},
+    ):
         worse = dataclasses.replace(found, **change)
         assert score_file(AdaptiveModel(model, worse), text).perplexity >= best
 
@@ -211,9 +217,9 @@ def test_an_adaptive_model_can_be_pickled_and_fits_a_line(model: OnnxModel) -> N
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"weight": 1.0}, "weight must be"),
-        ({"theta": -1.0}, "theta must be"),
-        ({"window": 0}, "window must be"),
+        ({"cache_weight": 1.0}, "weight must be"),
+        ({"cache_theta": -1.0}, "theta must be"),
+        ({"cache_window": 0}, "window must be"),
     ],
 )
 def test_values_out_of_range_are_refused(values: dict[str, Any], message: str) -> None:

@@ -166,6 +166,7 @@ def _default(entry: Setting) -> str:
     help="Save where the text ends, to go on from there.",
 )
 @option("--load-state", type=_FILE, metavar="FILE", group="State", help="Go on where a text was saved.")
+@adapts
 @which_graph
 @where_it_runs
 @click.version_option(package_name="steplm")
@@ -189,6 +190,7 @@ def main(
     save_state: Path | None,
     load_state: Path | None,
     as_json: bool,
+    adapt: bool,
     precision: Any,
     provider: Any,
     threads: int | None,
@@ -203,6 +205,7 @@ def main(
         from lm_runtime.models.load import load
         from lm_runtime.sampling.sampler import NotFiniteError
 
+    adaptation = take_adaptation(sampling)
     given = {name: value for name, value in sampling.items() if value not in (None, ())}
     states = save_state or load_state
     others, listed = suggest or complete or beams, unique or not_in

@@ -42,7 +42,7 @@ class AdaptiveModel:
         self.adaptation = adaptation or Adaptation()
         self.tokenizer: Tokenizer = model.tokenizer
         self.restarts_at_eos = False
-        window = self.adaptation.window
+        window = self.adaptation.cache_window
         width = hidden_width(model) or 0
         self.states = (
             *model.states,
@@ -62,7 +62,7 @@ class AdaptiveModel:
     @property
     def identity(self) -> str:
         """What tells the model and the cache's form from all others."""
-        parts = [self._model.identity, f"cache of {self.adaptation.window} x {self.width}"]
+        parts = [self._model.identity, f"cache of {self.adaptation.cache_window} x {self.width}"]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def step(self, token: NDArray[np.int64], state: State) -> tuple[NDArray[np.float32], State]:
@@ -71,17 +71,17 @@ class AdaptiveModel:
         logits, hidden, after = self._read(token, state[: self._cut])
         caches = self._caches(state)
         for cache, rows, ids, keys in zip(caches, logits, token, hidden, strict=True):
-            seen = cache.read(ids, keys, self.adaptation.theta)
+            seen = cache.read(ids, keys, self.adaptation.cache_theta)
             for place, row in enumerate(rows):
                 part = seen.of(place)
-                mix(row, seen.tokens[part], seen.weights[place, part], self.adaptation.weight)
+                mix(row, seen.tokens[part], seen.weights[place, part], self.adaptation.cache_weight)
         return logits, (*after, *self.tensors(caches))
 
     def score(self, ids: NDArray[np.int64], state: State) -> tuple[NDArray[np.float32], State]:
         """As :meth:`lm_runtime.models.protocol.DirectModel.score`."""
         values = np.empty((ids.shape[0], ids.shape[1] - 1), dtype=np.float32)
         for start, own, shares, after in self.parts(ids, state):
-            values[:, start : start + own.shape[1]] = mixed(own, shares, self.adaptation.weight)
+            values[:, start : start + own.shape[1]] = mixed(own, shares, self.adaptation.cache_weight)
             state = after
         return values, state
 
@@ -103,7 +103,7 @@ class AdaptiveModel:
             shares = np.empty_like(own)
             caches = self._caches(state)
             for row, cache, read, keys, wanted in zip(shares, caches, token, hidden, targets, strict=True):
-                row[:] = cache.read(read, keys, self.adaptation.theta).shares(wanted)
+                row[:] = cache.read(read, keys, self.adaptation.cache_theta).shares(wanted)
             state = (*after, *self.tensors(caches))
             yield start, own, shares, state
 
@@ -149,7 +149,7 @@ class AdaptiveModel:
         tokens, read = state[self._cut : self._cut + 2]
         if tokens.view(np.uint64).max() > self.tokenizer.vocab_size:
             raise ValueError(f"a number of the cache is not from 0 to {self.tokenizer.vocab_size}")
-        pairs = np.clip(read - 1, 0, self.adaptation.window)
+        pairs = np.clip(read - 1, 0, self.adaptation.cache_window)
         if (read < 0).any() or ((tokens > 0).sum(axis=1, keepdims=True) != pairs).any():
             raise ValueError("the cache does not hold the tokens that it says")
 
@@ -200,7 +200,7 @@ class _AdaptiveStepper:
             cache.push(token)
             cache.last = rounded(own)
             size = min(cache.pairs, cache.tokens.size)
-            mix(row, cache.tokens[:size], cache.weights(own, adaptation.theta), adaptation.weight)
+            mix(row, cache.tokens[:size], cache.weights(own, adaptation.cache_theta), adaptation.cache_weight)
         return logits
 
     def state(self) -> State:

@@ -28,27 +28,24 @@ ADAPTATION = "Adaptation"
 class Adaptation:
     """How much a model follows what it has read."""
 
-    weight: float = setting(
+    cache_weight: float = setting(
         0.1,
         help="The share of the cache in each probability.",
-        option="adapt-weight",
         above=0,
         below=1,
         group=ADAPTATION,
     )
     """``lambda`` in Grave et al. 2017."""
-    theta: float = setting(
+    cache_theta: float = setting(
         0.3,
         help="How much alike two places must be: 0 counts all places of the window alike.",
-        option="adapt-theta",
         low=0,
         high=1000,
         group=ADAPTATION,
     )
-    window: int = setting(
+    cache_window: int = setting(
         500,
         help="The tokens that the cache holds.",
-        option="adapt-window",
         low=1,
         high=1 << 16,
         group=ADAPTATION,

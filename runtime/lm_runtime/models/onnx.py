@@ -65,6 +65,7 @@ class OnnxModel:
         self.config = bundle.config
         self.tokenizer = bundle.tokenizer
         self.defaults = bundle.defaults
+        self.adaptation = bundle.adaptation
         self.precision: Precision = precision
         self.states = bundle.config.states
         self._session = _open_session(path, bundle.weights, provider, threads)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from lm_runtime.bundle import BundleConfig, Precision, StateTensor
+    from lm_runtime.models.cache import Adaptation
     from lm_runtime.sampling.params import SamplingParams
     from lm_runtime.tokenizer import Tokenizer
 
@@ -123,6 +124,8 @@ class BundleModel(StepModel, Protocol):
     """What its ``config.json`` says."""
     defaults: SamplingParams
     """The sampling parameters that it proposes."""
+    adaptation: Adaptation
+    """How much it proposes to follow what was read, where that is asked for."""
     precision: Precision
     """Which of its graphs it is; tables are fp32."""
     provider: str

@@ -45,14 +45,14 @@ def fit_adaptation(
 
     def attempt(theta: float) -> None:
         if theta not in tried:
-            adaptive = AdaptiveModel(model, Adaptation(theta=theta, window=window))
+            adaptive = AdaptiveModel(model, Adaptation(cache_theta=theta, cache_window=window))
             tried[theta] = _fitted(adaptive, Path(path))
             mean, weight = tried[theta]
             tell(f"theta {theta:g}: weight {weight:.3f}, perplexity {np.exp(-mean):.2f}")
 
     if not AdaptiveModel(model).width:
         attempt(0.0)
-        return Adaptation(weight=round(tried[0.0][1], 4), theta=0.0, window=window)
+        return Adaptation(round(tried[0.0][1], 4), 0.0, window)
     for theta in _THETAS:
         attempt(theta)
     for _ in range(_MOST_ROUNDS):
@@ -66,7 +66,7 @@ def fit_adaptation(
             for near in (best - 1, best + 1):
                 attempt(round(float(np.sqrt(found[best] * found[near])), 4))
     theta = max(tried, key=lambda theta: tried[theta][0])
-    return Adaptation(weight=round(tried[theta][1], 4), theta=theta, window=window)
+    return Adaptation(round(tried[theta][1], 4), theta, window)
 
 
 def _fitted(model: AdaptiveModel, path: Path) -> tuple[float, float]:
