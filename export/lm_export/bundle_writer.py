@@ -49,6 +49,7 @@ def export_bundle(
     *,
     opset: int,
     quantize: bool,
+    only_int8: bool = False,
     formats: tuple[str, ...] = (),
     replace: bool,
     tell: Tell,
@@ -60,6 +61,7 @@ def export_bundle(
         out: the bundle's folder.
         opset: the ONNX operator set of a network's graph.
         quantize: whether to add an int8 graph.
+        only_int8: whether that takes the fp32 graph's place, after it was compared with it.
         formats: names of :data:`FORMATS` to add.
         replace: whether a bundle that is in ``out`` may be replaced.
         tell: takes lines for the person at the terminal.
@@ -92,6 +94,8 @@ def export_bundle(
             tell(layers_in_words(layers))
             cost = measure_cost(folder, source.held_out, tell)
             config = dataclasses.replace(config, quantization={**cost, "layers": layers})
+            if only_int8:
+                (folder / MODELS["fp32"]).unlink()
         for name in dict.fromkeys(formats):
             writer = FORMATS[name].load()
             writer.write(model)

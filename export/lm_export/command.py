@@ -18,6 +18,7 @@ _EXAMPLES = """
 Examples:
   lm-export --opset 17                          artifacts/run into artifacts/bundle
   lm-export my-run --out my-bundle --quantize int8
+  lm-export my-run --out my-bundle --only int8  a quarter of the size
   lm-export my-run/last.pt --out my-bundle --force
   lm-export my-ngrams --out my-bundle --format arpa
 """
@@ -35,6 +36,11 @@ Examples:
 @click.option("--opset", type=int, default=17, show_default=True, help="ONNX operator set, from 15 on.")
 @click.option("--quantize", type=click.Choice(["int8"]), help="Add a graph with quantized weights.")
 @click.option(
+    "--only",
+    type=click.Choice(["int8"]),
+    help="Quantize, and leave out the fp32 graph, which the int8 one was compared with.",
+)
+@click.option(
     "--format",
     "formats",
     type=click.Choice(list(FORMATS)),
@@ -49,6 +55,7 @@ def main(
     out: Path,
     opset: int,
     quantize: str | None,
+    only: str | None,
     formats: tuple[str, ...],
     arpa: bool,
     force: bool,
@@ -71,7 +78,8 @@ def main(
             checkpoint,
             out,
             opset=opset,
-            quantize=quantize == "int8",
+            quantize="int8" in (quantize, only),
+            only_int8=only == "int8",
             formats=(*formats, *(["arpa"] if arpa else [])),
             replace=force,
             tell=note,

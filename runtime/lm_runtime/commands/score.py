@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from lm_runtime.commands import Command, Progress, imports, note, where_it_runs, which_graph
+from lm_runtime.commands import Command, Progress, imports, note, note_precisions, where_it_runs, which_graph
 from lm_runtime.files import require_place
 from lm_runtime.text_files import STANDARD_INPUT
 
 if TYPE_CHECKING:
     from lm_runtime.models.interpolation import InterpolatedModel
-    from lm_runtime.models.protocol import BundleModel, StepModel
+    from lm_runtime.models.protocol import StepModel
     from lm_runtime.scoring.rescoring import Hypothesis
     from lm_runtime.scoring.score import Score
 
@@ -139,7 +139,7 @@ def main(
         model = load(bundle, **options)
     else:
         first, second = load_together([bundle, other], **options)
-        _note_precisions([first, second], precision)
+        note_precisions([first, second], precision)
         model = _interpolated(first, second, weight, fit)
         facts = {"weight": model.weight}
     if nbest:
@@ -149,13 +149,6 @@ def main(
     else:
         title = f"{file.name} by {bundle.resolve().name}"
         _print_file(model, file, facts, as_json=as_json, per_token=per_token, page=page, title=title)
-
-
-def _note_precisions(models: Sequence[BundleModel], precision: str) -> None:
-    """Tell which graphs are not of the precision that was asked for; tables have none."""
-    for model in models:
-        if model.precision != precision and model.config.precisions:
-            note(f"{model.folder} has no {precision} graph and runs in {model.precision}")
 
 
 def _interpolated(
