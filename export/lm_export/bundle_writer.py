@@ -8,18 +8,14 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
-
-import onnx
+from typing import TYPE_CHECKING, cast
 
 from lm_export import parity
 from lm_export.card import model_card
 from lm_export.errors import ExportError
 from lm_export.formats.registry import FORMATS, check_applies
 from lm_export.forms.registry import form_of
-from lm_export.graph import make_step_graph
 from lm_export.int8_cost import layers_in_words, measure_cost
-from lm_export.quantize import quantize_int8
 from lm_export.source import Source, read_source
 from lm_runtime.bundle import (
     CONFIG_FILE,
@@ -36,7 +32,11 @@ from lm_runtime.files import UnusableFileError
 from lm_runtime.folders import folder_beside, holds_something, replace_folder, restore_folder
 from lm_runtime.models.load import load
 from lm_runtime.tokenizer import LINE_BREAK, Tokenizer
-from lm_trainer.networks.base import LanguageModel
+
+if TYPE_CHECKING:
+    import onnx
+
+    from lm_trainer.networks.base import LanguageModel
 
 _DEFAULTS = {"temperature": 0.8, "top_k": 0, "top_p": 0.95, "max_new_tokens": 200}
 
@@ -89,6 +89,10 @@ def export_bundle(
         config = dataclasses.replace(config, parity=proof.to_dict())
 
         if quantize and graph is not None:
+            import onnx
+
+            from lm_export.quantize import quantize_int8
+
             onnx.save(quantize_int8(graph), folder / MODELS["int8"])
             config = _write_config(folder, config)
             tell(layers_in_words(layers))
@@ -110,7 +114,11 @@ def _write_model(folder: Path, source: Source, config: BundleConfig) -> onnx.Mod
     if not form.has_graph:
         form.write_tables(source.model, folder)
         return None
-    graph = make_step_graph(cast(LanguageModel, source.model), config)
+    import onnx
+
+    from lm_export.graph import make_step_graph
+
+    graph = make_step_graph(cast("LanguageModel", source.model), config)
     (folder / MODELS["fp32"]).parent.mkdir()
     onnx.save(graph, folder / MODELS["fp32"])
     return graph

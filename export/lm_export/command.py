@@ -68,9 +68,12 @@ def main(
     with imports():
         from lm_export.bundle_writer import check_out, export_bundle
         from lm_export.errors import ExportError
-        from lm_export.graph import check_opset
+        from lm_export.source import needs_torch
 
-    check_opset(opset)
+        if needs_torch(checkpoint):
+            from lm_export.graph import check_opset
+
+            check_opset(opset)
     check_out(out, replace=force)
     begun = time.perf_counter()
     try:

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lm_runtime.files import UnusableFileError
 from lm_runtime.tokenizer import Tokenizer
 from lm_trainer.config import ModelConfig
 from lm_trainer.corpora.token_file import split_figures
 from lm_trainer.corpora.tokenizer_form import with_line_breaks
-from lm_trainer.families import Model
+from lm_trainer.families import FAMILIES, Model
 from lm_trainer.run.checkpoint import load_checkpoint, restore_model
+from lm_trainer.tensors import HAS_TORCH, array_of
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,16 @@ class Source:
     """The beginning of the validation text, ``(tokens,)``, for proofs."""
     training: dict[str, Any]
     """Facts about the training, for ``config.json`` and the card."""
+
+
+def needs_torch(path: Path) -> bool:
+    """Whether a checkpoint's export needs torch: all do that are no tables, and all that cannot be read."""
+    if HAS_TORCH:
+        return True
+    try:
+        return not FAMILIES[load_checkpoint(path).model_config.model_type].is_estimated
+    except UnusableFileError:
+        return True
 
 
 def read_source(path: Path) -> Source:
@@ -56,4 +68,4 @@ def read_source(path: Path) -> Source:
         **({"unwrapped": True} if checkpoint.facts.tokenizer_config.unwrap else {}),
     }
     tokenizer = with_line_breaks(tokenizer)
-    return Source(model, tokenizer, checkpoint.model_config, checkpoint.facts.held_out.numpy(), training)
+    return Source(model, tokenizer, checkpoint.model_config, array_of(checkpoint.facts.held_out), training)

@@ -17,10 +17,11 @@ from lm_runtime.settings import Setting
 from lm_trainer.config import ModelConfig, TokenizerConfig, TrainingConfig
 from lm_trainer.config_file import by_fields, read_settings
 from lm_trainer.families import FAMILIES
-from lm_trainer.plan import ALL_SETTINGS, RECIPE, Call, CallError, RunSettings, plan
+from lm_trainer.plan import ALL_SETTINGS, RECIPE, Action, Call, CallError, RunSettings, plan
 from lm_trainer.presets import PRESETS
 from lm_trainer.run.folder import BEST, LAST, REPORT
 from lm_trainer.training.memory import keep_freed_memory
+from lm_trainer.training.threads import wait_passively
 
 _EXAMPLES = """
 \b
@@ -129,7 +130,10 @@ def main(
         require_place(what.picture)
     if not FAMILIES[what.model_type].is_estimated:
         keep_freed_memory()
+        wait_passively()
     with imports():
+        if what.action is not Action.RESUME and not FAMILIES[what.model_type].is_estimated:
+            importlib.import_module("torch")  # says now that it is missing
         from lm_trainer.run import execution
         from lm_trainer.training.progress import InterruptedRunError, TrainingError
 

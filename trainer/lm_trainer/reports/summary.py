@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from lm_runtime.commands import note
 from lm_runtime.files import UnusableFileError, write_text
@@ -24,6 +22,9 @@ from lm_trainer.reports.pictures import draw_curve
 from lm_trainer.run.checkpoint import load_checkpoint, restore_model
 from lm_trainer.run.folder import BEST, CURVE, LAST, REPORT, SAMPLE, SUMMARY, TOKEN_FILES
 from lm_trainer.run.records import Checkpoint
+
+if TYPE_CHECKING:
+    import torch
 
 
 def read_summary(run: Path) -> dict[str, Any] | None:
@@ -98,6 +99,8 @@ def _try(kind: str, path: Path, write: Callable[[Path], None]) -> None:
     """Write what is only shown: whatever goes wrong there, the run is complete without it."""
     try:
         write(path)
+    except ModuleNotFoundError as error:
+        note(f"note: no {kind} {path}: {error.name} is not installed")
     except Exception as error:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         note(f"note: the {kind} {path} could not be made ({reason})")

@@ -6,8 +6,7 @@ import dataclasses
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from lm_runtime.files import UnusableFileError, open_regular
 from lm_runtime.tokenizer import Tokenizer
@@ -16,6 +15,9 @@ from lm_trainer.families import FAMILIES
 from lm_trainer.presets import Preset
 from lm_trainer.run.checkpoint import load_checkpoint, restore_model
 from lm_trainer.run.records import Origin
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

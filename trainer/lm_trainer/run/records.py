@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from lm_runtime.files import UnusableFileError
 from lm_trainer.config import ModelConfig, TokenizerConfig, TrainingConfig
 from lm_trainer.corpora.corpus import CorpusFacts
 from lm_trainer.training.snapshot import Progress, Snapshot
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

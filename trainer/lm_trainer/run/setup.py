@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from lm_runtime.bundle import TOKENIZER
@@ -29,8 +29,12 @@ from lm_trainer.run.job import check_processes, make_job
 from lm_trainer.run.pretrained import Pretrained
 from lm_trainer.run.records import Checkpoint, RunFacts
 from lm_trainer.run.settings import write_settings
+from lm_trainer.tensors import tensor_of, thread_count
 from lm_trainer.training.processes import ALONE, Processes
 from lm_trainer.training.snapshot import Progress, Snapshot
+
+if TYPE_CHECKING:
+    import torch
 
 _HELD_OUT_TOKENS = 16_384
 _MANY_UNKNOWN = 0.05
@@ -177,8 +181,8 @@ def _encode(
         facts,
         tokenizer.json_text,
         dataclasses.replace(config, tokenizer=_resolved(config.tokenizer)) if config.is_file else config,
-        held_out=torch.from_numpy(valid[:_HELD_OUT_TOKENS].astype("int64")),
-        threads=torch.get_num_threads(),
+        held_out=tensor_of(valid[:_HELD_OUT_TOKENS].astype("int64")),
+        threads=thread_count(),
         device=device.type,
         processes=processes.count,
         init=pretrained.origin if pretrained else None,
