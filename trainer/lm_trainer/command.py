@@ -170,6 +170,8 @@ def _conclude(summary: dict[str, Any], best: Path) -> None:
             if max(parts) > _MUCH * min(parts):
                 shown = ", ".join(f"{part:.1f}" for part in parts)
                 note(f"note: the {len(parts)} stretches of the {split} text differ: perplexity {shown}")
+    if tuned := summary.get("init"):
+        note(_both_texts(tuned, summary["valid"]["perplexity"]))
     early = " (stopped early: validation no longer improved)" if summary.get("stopped_early") else ""
     report = best.with_name(REPORT)
     note(
@@ -178,3 +180,11 @@ def _conclude(summary: dict[str, Any], best: Path) -> None:
         f"{best}, {file_size(best.stat().st_size)}" + (f"; {report}" if report.exists() else "")
     )
     click.echo(best)
+
+
+def _both_texts(tuned: dict[str, float], valid: float) -> str:
+    """What fine-tuning brought on the new text, and what it cost on the earlier one."""
+    said = f"fine-tuned: perplexity on the new text {tuned['valid_before']:.2f} before, {valid:.2f} now"
+    if "first" not in tuned:
+        return f"{said}; the text of the run that it began from is not at hand"
+    return f"{said}; on the earlier text {tuned['first_before']:.2f} before, {tuned['first']:.2f} now"

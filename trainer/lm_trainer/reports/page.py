@@ -17,6 +17,11 @@ from lm_trainer.reports.pictures import draw_rates
 from lm_trainer.run.records import Checkpoint
 
 _ALLOWED = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_TUNED = {
+    "valid_before": "valid, before fine-tuning",
+    "first_before": "earlier text, before fine-tuning",
+    "first": "earlier text",
+}
 _STYLE = """
 body { font: 16px/1.5 sans-serif; max-width: 52em; margin: 2em auto; padding: 0 1em; color: #222 }
 table { border-collapse: collapse; margin: 1em 0 }
@@ -115,6 +120,8 @@ def _figures(summary: dict[str, Any]) -> Iterable[tuple[object, ...]]:
                 f"{figures['tokens']:,}",
                 f"{figures['unknown']:,}",
             )
+    for name, value in summary.get("init", {}).items():
+        yield _TUNED[name], f"{value:,.2f}"
     for name, value in summary["baselines"].items():
         yield f"{name} distribution, valid", f"{value:,.1f}"
 

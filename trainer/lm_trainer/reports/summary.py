@@ -11,8 +11,10 @@ from lm_runtime.commands import note
 from lm_runtime.files import UnusableFileError, write_text
 from lm_runtime.generation.generate import generate
 from lm_runtime.sampling.params import SamplingParams
+from lm_runtime.scoring.score import perplexity
 from lm_runtime.text_files import read_text_file
 from lm_runtime.tokenizer import Tokenizer
+from lm_trainer.corpora.corpus import token_path
 from lm_trainer.corpora.token_file import split_figures, stretch_perplexities
 from lm_trainer.families import Model
 from lm_trainer.reports.baselines import unigram_perplexity
@@ -20,7 +22,7 @@ from lm_trainer.reports.metrics import read_metrics
 from lm_trainer.reports.page import write_page
 from lm_trainer.reports.pictures import draw_curve
 from lm_trainer.run.checkpoint import load_checkpoint, restore_model
-from lm_trainer.run.folder import BEST, CURVE, LAST, REPORT, SAMPLE, SUMMARY, TOKEN_FILES
+from lm_trainer.run.folder import BEST, CURVE, FIRST, LAST, REPORT, SAMPLE, SUMMARY, TOKEN_FILES
 from lm_trainer.run.records import Checkpoint
 
 if TYPE_CHECKING:
@@ -92,6 +94,14 @@ def _figures(
         split, ids = corpus.splits[name], corpus.open(run / TOKEN_FILES, name, verify=False)
         stretches = stretch_perplexities(ids, split, lambda text: model.text_loss(text, tokenizer.eos_id))
         summary[name] = split_figures(loss, split) | stretches
+    if before := best.facts.before:
+        summary["init"] = {"valid_before": perplexity(before["valid"])}
+        if first := best.facts.first:
+            loss = model.text_loss(first.open(token_path(run / TOKEN_FILES, FIRST)), tokenizer.eos_id)
+            summary["init"] |= {
+                "first_before": perplexity(before[FIRST]),
+                "first": perplexity(loss / first.tokens),
+            }
     return summary
 
 

@@ -49,6 +49,7 @@ def to_content(checkpoint: Checkpoint) -> dict[str, Any]:
         "corpus": dataclasses.asdict(facts.corpus),
         "tokenizer_config": dataclasses.asdict(facts.tokenizer_config),
         "init": facts.init and dataclasses.asdict(facts.init),
+        "first": facts.first and dataclasses.asdict(facts.first),
         "model_config": dataclasses.asdict(checkpoint.model_config),
         "training_config": checkpoint.training_config and dataclasses.asdict(checkpoint.training_config),
         "progress": dataclasses.asdict(snapshot.progress),
@@ -138,7 +139,17 @@ def _facts(content: dict[str, Any]) -> RunFacts:
         device=content["device"],
         processes=processes,
         init=_record(Origin, content["init"], "init") if "init" in content else None,
+        first=_record(TokenFile, content["first"], "first") if "first" in content else None,
+        before=_losses(content.get("before")),
     )
+
+
+def _losses(values: Any) -> dict[str, float] | None:
+    if values is not None and not (
+        isinstance(values, dict) and all(type(value) is float for value in values.values())
+    ):
+        raise ValueError("the losses before the training are not what they should be")
+    return values
 
 
 def _weights(weights: Any, version: int) -> dict[str, Tensor] | None:
