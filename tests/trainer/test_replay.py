@@ -1,4 +1,4 @@
-"""Fine-tuning keeps what was learned: a lower learning rate, and a share of the earlier text among the new."""
+"""Fine-tuning keeps what was learned: by a lower learning rate, and by a share of the earlier text."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_stretches_of_both_texts_alternate_and_have_their_share(tmp_path: Path) 
     assert ids[ids < 10_000].tolist() == texts["new"].tolist()
     taken = ids[ids >= 10_000]
     assert taken[0] == 10_000
-    assert taken[-1] > 40_000  # spread over the earlier text
+    assert taken[-1] > 25_000  # spread over the earlier text
     for third in np.split(ids, 3):
         assert 0.2 < (third >= 10_000).mean() < 0.3
 

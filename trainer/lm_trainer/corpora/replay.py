@@ -37,7 +37,7 @@ def replay(
         unk_id: the id of ``<unk>``.
 
     Returns:
-        what is known of the mixed text; of the earlier one's bytes, words and lines the same share is counted.
+        what is known of the mixed text, with the same share of the earlier one's bytes, words and lines.
     """
     taken = min(earlier.size, round(new.tokens * share / (1 - share)))
     count = max(1, taken // _STRETCH)
