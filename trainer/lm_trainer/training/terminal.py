@@ -16,6 +16,8 @@ from lm_trainer.training.snapshot import Progress
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+_NOTEBOOK_COLUMNS = 100
+
 
 def watching(trainer: ModelTrainer, processes: Processes) -> AbstractContextManager[Observer]:
     """Show a run's progress, within; of several processes the first one does. A single step has no bar."""
@@ -27,20 +29,30 @@ def watching(trainer: ModelTrainer, processes: Processes) -> AbstractContextMana
 
 
 def bar(**options: Any) -> tqdm[Any]:
-    """A progress bar with the time that is left; without a terminal, a line every half minute."""
+    """A progress bar with the time that is left; without a terminal, a line every half minute.
+
+    A notebook shows what a terminal does, but for its width.
+    """
     from tqdm import tqdm
 
-    live = sys.stderr.isatty()
+    notebook = _is_notebook()
+    live = sys.stderr.isatty() or notebook
     return tqdm(
         **options,
         file=sys.stderr if live else _Lines(),
         mininterval=0.2 if live else 30,
         maxinterval=1 if live else 60,
-        dynamic_ncols=live,
+        dynamic_ncols=live and not notebook,
         leave=live,
-        ncols=None if live else 0,
+        ncols=_NOTEBOOK_COLUMNS if notebook else None if live else 0,
         smoothing=0.05,
     )
+
+
+def _is_notebook() -> bool:
+    """Whether this process runs a notebook's cells."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
 
 
 class _RunBar:
