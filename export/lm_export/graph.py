@@ -39,19 +39,6 @@ def check_opset(opset: int) -> None:
         raise ValueError(f"opset must be from {OLDEST_OPSET} to {NEWEST_OPSET}, got {opset}")
 
 
-def check_adaptive(config: BundleConfig) -> None:
-    """Refuse the output ``hidden`` where a family has none.
-
-    Raises:
-        ValueError: with what to do.
-    """
-    if not form_of(config.model_type).has_hidden:
-        raise ValueError(
-            f"--adaptive is for recurrent models; what a {config.model_type} model reads is counted "
-            "without it, by --adapt alone"
-        )
-
-
 def make_step_graph(model: LanguageModel, config: BundleConfig, *, adaptive: bool = False) -> onnx.ModelProto:
     """Trace ``model``, in its family's form, into the graph that ``config`` describes, and check it.
 

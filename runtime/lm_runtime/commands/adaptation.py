@@ -52,7 +52,8 @@ def adapted(model: StepModel, bundle: BundleModel, given: dict[str, Any]) -> Ste
     adaptive = AdaptiveModel(model, dataclasses.replace(bundle.adaptation, **given))
     if not adaptive.width and not bundle.config.order:
         note(
-            f"{bundle.folder} does not show what its output layer reads (lm-export --adaptive): tokens are counted"
+            f"{bundle.folder} does not show what its output layer reads (lm-export --adaptive): "
+            "tokens are counted"
         )
     return adaptive
 

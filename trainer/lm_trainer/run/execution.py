@@ -6,9 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from lm_runtime.commands import note
 from lm_runtime.folders import held
@@ -23,10 +21,14 @@ from lm_trainer.run.folder import LAST, SUMMARY
 from lm_trainer.run.pretrained import Pretrained, read_pretrained
 from lm_trainer.run.resume import resume
 from lm_trainer.run.setup import start
+from lm_trainer.tensors import set_thread_count
 from lm_trainer.training import terminal
 from lm_trainer.training.processes import Processes
 from lm_trainer.training.progress import InterruptedRunError
 from lm_trainer.training.signals import ignore_signals
+
+if TYPE_CHECKING:
+    import torch
 
 
 def train(plan: Plan, check_interrupted: Callable[[], None]) -> dict[str, Any] | None:
@@ -90,7 +92,7 @@ def try_out(plan: Plan) -> str:
 def _device(plan: Plan) -> torch.device:
     """Where to train; torch has the threads that are asked for from here on."""
     if plan.run.threads is not None:
-        torch.set_num_threads(plan.run.threads)
+        set_thread_count(plan.run.threads)
     return pick_device(plan.run.device)
 
 
