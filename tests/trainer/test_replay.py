@@ -53,8 +53,8 @@ def test_stretches_of_both_texts_alternate_and_have_their_share(tmp_path: Path) 
     taken = ids[ids >= 10_000]
     assert taken[0] == 10_000
     assert taken[-1] > 25_000  # spread over the earlier text
-    for third in np.split(ids, 3):
-        assert 0.2 < (third >= 10_000).mean() < 0.3
+    for half in np.split(ids, 2):
+        assert (half >= 10_000).mean() == 0.25
 
 
 def test_no_more_is_taken_than_there_is(tmp_path: Path) -> None:

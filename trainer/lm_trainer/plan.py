@@ -165,9 +165,8 @@ def plan(call: Call, *, has_run: bool) -> Plan:
         raise CallError("--replay is for --init: it replays the text of the run that this one begins from")
     if call.resume and has_run:
         # The preset alone need not allow what the run allowed: unless named, it is not asked.
-        held = _of_preset(preset.with_options(given), run) if names_preset else {}
-        if run.init is not None and "lr" not in given:
-            held.pop("lr", None)
+        whole = _tuning(preset, given) if run.init is not None else given
+        held = _of_preset(preset.with_options(whole), run) if names_preset else {}
         if "tokenizer" in given:  # whose vocabulary's size was another in earlier versions
             held.pop("vocab_size", None)
         held |= given | {name: value for name, value in call.given.items() if name in ("corpus", "init")}
