@@ -26,7 +26,7 @@ import test_other_readers as readers  # type: ignore[import-not-found]  # noqa: 
 import test_sherpa as recognizers  # type: ignore[import-not-found]  # noqa: E402
 
 import lm_runtime  # noqa: E402
-from conftest import SMALL, TINY, run_command
+from conftest import SMALL, TINY, run_command  # noqa: E402
 from lm_export.formats import sherpa  # noqa: E402
 from lm_runtime.bundle import MODELS  # noqa: E402
 from lm_runtime.lm_eval import StepLM  # noqa: E402
