@@ -72,6 +72,7 @@ def test_both_texts_are_measured_before_and_after(
     code, _, err = invoke(lm_train, corpus, "--init", small_run, *TRAINING, "--out", "run")
     assert code == 0
     assert "note: fine-tuning: the learning rate is 0.0006, a tenth of the preset's\n" in err
+    assert "note: 20 % of the training text is the earlier run's; --replay 0 leaves it out\n" in err
     assert load_checkpoint(tmp_path / "run").training_config.lr == 0.0006  # type: ignore[union-attr]
     tuned = json.loads((tmp_path / "run/summary.json").read_text())["init"]
     earlier = load_checkpoint(small_run).progress.valid_loss
