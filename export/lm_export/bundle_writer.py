@@ -32,6 +32,7 @@ from lm_runtime.files import UnusableFileError
 from lm_runtime.folders import folder_beside, holds_something, replace_folder, restore_folder
 from lm_runtime.models.load import load
 from lm_runtime.tokenizer import LINE_BREAK, Tokenizer
+from lm_trainer.corpora.token_list import check_tokens
 
 if TYPE_CHECKING:
     import onnx
@@ -51,6 +52,7 @@ def export_bundle(
     quantize: bool,
     only_int8: bool = False,
     formats: tuple[str, ...] = (),
+    tokens: Path | None = None,
     tokenizer: Path | None = None,
     adaptive: bool = False,
     replace: bool,
@@ -65,13 +67,14 @@ def export_bundle(
         quantize: whether to add an int8 graph.
         only_int8: whether that takes the fp32 graph's place, after it was compared with it.
         formats: names of :data:`FORMATS` to add.
+        tokens: a recognizer's list, which the vocabulary must be.
         tokenizer: the tokenizer.json of an ARPA file's tokens; by default they are words.
         adaptive: whether the graphs have the output ``hidden``.
         replace: whether a bundle that is in ``out`` may be replaced.
         tell: takes lines for the person at the terminal.
 
     Raises:
-        UnusableFileError: the checkpoint cannot be used.
+        UnusableFileError: the checkpoint cannot be used, or ``tokens`` differs from its vocabulary.
         ValueError: ``out`` holds something, the operator set is out of its bounds, or ``quantize`` or one of
             ``formats`` does not apply to the model.
         ExportError: the bundle failed a check.
@@ -85,6 +88,8 @@ def export_bundle(
             f"--adaptive is for recurrent models; what a {config.model_type} model has read is counted by "
             "--adapt without it"
         )
+    if tokens is not None:
+        check_tokens(source.tokenizer, tokens)
     with _folder_in_place(out, replace=replace) as folder:
         graph = _write_model(folder, source, config, adaptive=adaptive)
         write_texts(folder, source.tokenizer)

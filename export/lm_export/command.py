@@ -21,6 +21,7 @@ Examples:
   lm-export my-run --out my-bundle --only int8  a quarter of the size
   lm-export my-run/last.pt --out my-bundle --force
   lm-export my-ngrams --out my-bundle --format arpa
+  lm-export my-run --out my-bundle --format sherpa --tokens my-recognizer/tokens.txt
 """
 
 
@@ -49,6 +50,11 @@ Examples:
 )
 @click.option("--arpa", is_flag=True, help="Short for --format arpa.")
 @click.option(
+    "--tokens",
+    type=click.Path(path_type=Path),
+    help="A recognizer's tokens.txt: stop unless its ids are those of the model's vocabulary.",
+)
+@click.option(
     "--tokenizer",
     type=click.Path(path_type=Path),
     help="The tokenizer.json by which the words of an ARPA file are tokens; they are words by default.",
@@ -68,6 +74,7 @@ def main(
     only: str | None,
     formats: tuple[str, ...],
     arpa: bool,
+    tokens: Path | None,
     tokenizer: Path | None,
     adaptive: bool,
     force: bool,
@@ -98,6 +105,7 @@ def main(
             quantize="int8" in (quantize, only),
             only_int8=only == "int8",
             formats=(*formats, *(["arpa"] if arpa else [])),
+            tokens=tokens,
             tokenizer=tokenizer,
             adaptive=adaptive,
             replace=force,

@@ -53,8 +53,8 @@ def test_stretches_of_both_texts_alternate_and_have_their_share(tmp_path: Path) 
     taken = ids[ids >= 10_000]
     assert taken[0] == 10_000
     assert taken[-1] > 25_000  # spread over the earlier text
-    for third in np.split(ids, 3):
-        assert 0.2 < (third >= 10_000).mean() < 0.3
+    for half in np.split(ids, 2):
+        assert (half >= 10_000).mean() == 0.25
 
 
 def test_no_more_is_taken_than_there_is(tmp_path: Path) -> None:
@@ -72,6 +72,7 @@ def test_both_texts_are_measured_before_and_after(
     code, _, err = invoke(lm_train, corpus, "--init", small_run, *TRAINING, "--out", "run")
     assert code == 0
     assert "note: fine-tuning: the learning rate is 0.0006, a tenth of the preset's\n" in err
+    assert "note: 20 % of the training text is the earlier run's; --replay 0 leaves it out\n" in err
     assert load_checkpoint(tmp_path / "run").training_config.lr == 0.0006  # type: ignore[union-attr]
     tuned = json.loads((tmp_path / "run/summary.json").read_text())["init"]
     earlier = load_checkpoint(small_run).progress.valid_loss

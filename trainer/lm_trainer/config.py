@@ -178,7 +178,8 @@ class TrainingConfig:
     """The state is carried on, detached."""
     replay: float = setting(
         0.0,
-        help="With --init, the share of the training text that is taken from the run it begins from.",
+        help="With --init, the share of the training text that is the earlier run's; unless given 0.2, where "
+        "that run's folder is at hand.",
         low=0,
         below=1,
         group=_TRAINING,

@@ -40,6 +40,12 @@ class RunSettings:
         metavar="PATH",
         group=RECIPE,
     )
+    tokens: str | None = setting(
+        None,
+        help="A recognizer's tokens.txt: stop unless its ids are those of the given vocabulary.",
+        metavar="FILE",
+        group=VOCABULARY,
+    )
     out: str = setting("artifacts/run", help="The run's folder.", metavar="PATH", group=_OUTPUT)
     checkpoint_seconds: float = setting(60, help="Longest time between checkpoints.", low=0, group=_OUTPUT)
     sample_tokens: int = setting(1000, help="Length of sample.txt.", low=0, group=_OUTPUT)
@@ -125,6 +131,8 @@ class Plan:
     """Whether the call would resume a run, and starts one because there is none."""
     picks_precision: bool = False
     """Whether the machine decides on the precision."""
+    picks_replay: bool = False
+    """Whether a share of the text of the run that it begins from is replayed, if that is at hand."""
     notes: tuple[str, ...] = ()
     """What to tell about decisions that nobody asked for."""
 
@@ -165,14 +173,15 @@ def plan(call: Call, *, has_run: bool) -> Plan:
         raise CallError("--replay is for --init: it replays the text of the run that this one begins from")
     if call.resume and has_run:
         # The preset alone need not allow what the run allowed: unless named, it is not asked.
-        held = _of_preset(preset.with_options(given), run) if names_preset else {}
-        if run.init is not None and "lr" not in given:
-            held.pop("lr", None)
+        whole = _tuning(preset, given) if run.init is not None else given
+        held = _of_preset(preset.with_options(whole), run) if names_preset else {}
         if "tokenizer" in given:  # whose vocabulary's size was another in earlier versions
             held.pop("vocab_size", None)
         held |= given | {name: value for name, value in call.given.items() if name in ("corpus", "init")}
         return Plan(Action.RESUME, run, preset, held=held)
     recipe = preset.with_options(_tuning(preset, given) if run.init is not None else given)
+    if run.tokens is not None and run.init is None and not recipe.tokenizer.is_file:
+        raise CallError("--tokens checks a vocabulary that is given; add --tokenizer FILE or --init")
     if recipe.tokenizer.is_file and {"vocab_size", "min_frequency"} & given.keys():
         raise CallError(
             "a given tokenizer.json has its vocabulary; leave out --vocab-size and --min-frequency"
@@ -189,6 +198,7 @@ def plan(call: Call, *, has_run: bool) -> Plan:
         replaces=call.force,
         expects_run=call.resume,
         picks_precision="precision" not in given,
+        picks_replay=run.init is not None and "replay" not in given,
         notes=_notes(preset, recipe, given) + _tuning_notes(run, recipe, given),
     )
 

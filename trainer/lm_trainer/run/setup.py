@@ -104,7 +104,7 @@ def start(
             partial, corpus, _resolved(corpus_argument), preset.tokenizer, pretrained, device, processes, tell
         )
         if pretrained:
-            facts = _with_earlier_text(partial, facts, preset.training.replay, pretrained)
+            facts = _with_earlier_text(partial, facts, preset.training.replay, pretrained, tell)
         first, model = _first_checkpoint(partial, facts, tokenizer, preset, pretrained)
         if pretrained and model:
             first = dataclasses.replace(first, facts=_with_losses(partial, facts, model, tokenizer.eos_id))
@@ -195,12 +195,14 @@ def _encode(
     )
 
 
-def _with_earlier_text(folder: Path, facts: RunFacts, share: float, pretrained: Pretrained) -> RunFacts:
+def _with_earlier_text(
+    folder: Path, facts: RunFacts, share: float, pretrained: Pretrained, tell: Tell
+) -> RunFacts:
     """Replay a share of the text that the network was trained on, and keep its validation text."""
     train, valid = pretrained.text("train"), pretrained.text("valid")
     splits, files = facts.corpus.splits, folder / TOKEN_FILES
     earlier = pretrained.corpus.splits
-    if share:
+    if share and earlier["train"].sha256 != splits["train"].sha256:
         if train is None or not train.size:
             raise UnusableFileError(
                 token_path(pretrained.token_files, "train"),
@@ -215,6 +217,8 @@ def _with_earlier_text(folder: Path, facts: RunFacts, share: float, pretrained: 
             vocab_size=pretrained.tokenizer.vocab_size,
             unk_id=pretrained.tokenizer.unk_id,
         )
+        taken = 1 - splits["train"].tokens / mixed.tokens
+        tell(f"note: {taken * 100:.0f} % of the training text is the earlier run's; --replay 0 leaves it out")
         facts = dataclasses.replace(
             facts, corpus=dataclasses.replace(facts.corpus, splits={**splits, "train": mixed})
         )
