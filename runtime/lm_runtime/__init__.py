@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from lm_runtime.generation.rows import Piece
     from lm_runtime.generation.session import Session
     from lm_runtime.generation.words import complete_word
+    from lm_runtime.models.adaptation import Adaptation
     from lm_runtime.models.adaptive import AdaptiveModel
-    from lm_runtime.models.cache import Adaptation
     from lm_runtime.models.interpolation import InterpolatedModel, fit_weight
     from lm_runtime.models.load import load
     from lm_runtime.models.protocol import State
@@ -77,7 +77,7 @@ __all__ = [
 ]
 
 _HOME = {
-    "Adaptation": "models.cache",
+    "Adaptation": "models.adaptation",
     "AdaptiveModel": "models.adaptive",
     "fit_adaptation": "scoring.adaptation",
     "InterpolatedModel": "models.interpolation",

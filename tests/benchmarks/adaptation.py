@@ -16,8 +16,8 @@ from pathlib import Path
 
 from lm_runtime import SamplingParams, Session, generate_batch, load
 from lm_runtime.bundle import Precision
+from lm_runtime.models.adaptation import Adaptation
 from lm_runtime.models.adaptive import AdaptiveModel
-from lm_runtime.models.cache import Adaptation
 from lm_runtime.models.interpolation import InterpolatedModel, fit_weight
 from lm_runtime.models.protocol import StepModel
 from lm_runtime.scoring.adaptation import fit_adaptation

@@ -18,8 +18,8 @@ import lm_runtime
 from conftest import FIXTURE, TINY, run_command
 from lm_runtime import Engine, SamplingParams, Session
 from lm_runtime.files import UnusableFileError
+from lm_runtime.models.adaptation import Adaptation
 from lm_runtime.models.adaptive import AdaptiveModel
-from lm_runtime.models.cache import Adaptation
 from lm_runtime.models.onnx import OnnxModel
 from lm_runtime.models.protocol import State, StepModel
 from lm_runtime.models.state import initial_state

@@ -12,7 +12,7 @@ from lm_runtime.bundle import GENERATION_CONFIG, parse_json_object
 from lm_runtime.commands.messages import note
 from lm_runtime.commands.options import option, settings_options
 from lm_runtime.files import write_text
-from lm_runtime.models.cache import ADAPTATION, Adaptation
+from lm_runtime.models.adaptation import ADAPTATION, Adaptation
 from lm_runtime.settings import Setting
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from lm_runtime.commands.adaptation import fit as fit_on
 from lm_runtime.commands.nbest_options import LISTS, NbestOptions
 from lm_runtime.commands.options import option, settings_options
 from lm_runtime.files import require_place
-from lm_runtime.models.cache import ADAPTATION
+from lm_runtime.models.adaptation import ADAPTATION
 from lm_runtime.scoring.weights import NAMES, Weights
 from lm_runtime.settings import settings_of
 from lm_runtime.text_files import STANDARD_INPUT

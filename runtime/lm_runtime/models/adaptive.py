@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lm_runtime.bundle import StateTensor
-from lm_runtime.models.cache import Adaptation, Array, Cache, mix, mixed, rounded
+from lm_runtime.models.adaptation import Adaptation
+from lm_runtime.models.cache import Array, Cache, mix, mixed, rounded
 from lm_runtime.models.protocol import HiddenModel, State, StepModel, Stepper
 from lm_runtime.models.state import READ_TOKENS, check_input
 from lm_runtime.softmax import log_normalizers

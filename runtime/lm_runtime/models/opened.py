@@ -25,7 +25,7 @@ from lm_runtime.bundle import (
     read_files,
 )
 from lm_runtime.files import UnusableFileError, reading
-from lm_runtime.models.cache import Adaptation
+from lm_runtime.models.adaptation import Adaptation
 from lm_runtime.models.protocol import BundleModel
 from lm_runtime.sampling.params import SamplingParams
 from lm_runtime.tokenizer import Tokenizer

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from lm_runtime.bundle import BundleConfig, Precision, StateTensor
-    from lm_runtime.models.cache import Adaptation
+    from lm_runtime.models.adaptation import Adaptation
     from lm_runtime.sampling.params import SamplingParams
     from lm_runtime.tokenizer import Tokenizer
 

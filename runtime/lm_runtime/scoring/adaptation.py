@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lm_runtime.files import UnusableFileError
+from lm_runtime.models.adaptation import Adaptation
 from lm_runtime.models.adaptive import AdaptiveModel
-from lm_runtime.models.cache import Adaptation
 from lm_runtime.models.interpolation import likeliest_weight
 from lm_runtime.models.protocol import StepModel
 from lm_runtime.models.state import initial_state
