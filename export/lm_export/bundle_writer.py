@@ -8,18 +8,14 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
-
-import onnx
+from typing import TYPE_CHECKING, cast
 
 from lm_export import parity
 from lm_export.card import model_card
 from lm_export.errors import ExportError
 from lm_export.formats.registry import FORMATS, check_applies
 from lm_export.forms.registry import form_of
-from lm_export.graph import make_step_graph
 from lm_export.int8_cost import layers_in_words, measure_cost
-from lm_export.quantize import quantize_int8
 from lm_export.source import Source, read_source
 from lm_runtime.bundle import (
     CONFIG_FILE,
@@ -37,7 +33,11 @@ from lm_runtime.folders import folder_beside, holds_something, replace_folder, r
 from lm_runtime.models.load import load
 from lm_runtime.tokenizer import LINE_BREAK, Tokenizer
 from lm_trainer.corpora.token_list import check_tokens
-from lm_trainer.networks.base import LanguageModel
+
+if TYPE_CHECKING:
+    import onnx
+
+    from lm_trainer.networks.base import LanguageModel
 
 _DEFAULTS = {"temperature": 0.8, "top_k": 0, "top_p": 0.95, "max_new_tokens": 200}
 
@@ -50,6 +50,7 @@ def export_bundle(
     *,
     opset: int,
     quantize: bool,
+    only_int8: bool = False,
     formats: tuple[str, ...] = (),
     tokens: Path | None = None,
     tokenizer: Path | None = None,
@@ -63,6 +64,7 @@ def export_bundle(
         out: the bundle's folder.
         opset: the ONNX operator set of a network's graph.
         quantize: whether to add an int8 graph.
+        only_int8: whether that takes the fp32 graph's place, after it was compared with it.
         formats: names of :data:`FORMATS` to add.
         tokens: a recognizer's list, which the vocabulary must be.
         tokenizer: the tokenizer.json of an ARPA file's tokens; by default they are words.
@@ -94,11 +96,17 @@ def export_bundle(
         config = dataclasses.replace(config, parity=proof.to_dict())
 
         if quantize and graph is not None:
+            import onnx
+
+            from lm_export.quantize import quantize_int8
+
             onnx.save(quantize_int8(graph), folder / MODELS["int8"])
             config = _write_config(folder, config)
             tell(layers_in_words(layers))
             cost = measure_cost(folder, source.held_out, tell)
             config = dataclasses.replace(config, quantization={**cost, "layers": layers})
+            if only_int8:
+                (folder / MODELS["fp32"]).unlink()
         for name in dict.fromkeys(formats):
             writer = FORMATS[name].load()
             writer.write(model)
@@ -113,7 +121,11 @@ def _write_model(folder: Path, source: Source, config: BundleConfig) -> onnx.Mod
     if not form.has_graph:
         form.write_tables(source.model, folder)
         return None
-    graph = make_step_graph(cast(LanguageModel, source.model), config)
+    import onnx
+
+    from lm_export.graph import make_step_graph
+
+    graph = make_step_graph(cast("LanguageModel", source.model), config)
     (folder / MODELS["fp32"]).parent.mkdir()
     onnx.save(graph, folder / MODELS["fp32"])
     return graph

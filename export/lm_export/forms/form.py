@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
-
-import onnx
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from lm_runtime.bundle import BundleConfig
+
+if TYPE_CHECKING:
+    import onnx
+    from torch import nn
 
 Translations = Mapping[Callable[..., Any], Callable[..., Any]]
 """For torch's exporter: operators of torch, each with the function that writes its ONNX operators."""

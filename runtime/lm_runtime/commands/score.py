@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from lm_runtime.commands import Command, Progress, imports, note, where_it_runs, which_graph
+from lm_runtime.commands import Command, Progress, imports, note, note_precisions, where_it_runs, which_graph
 from lm_runtime.commands.nbest_options import LISTS, NbestOptions
 from lm_runtime.commands.options import option, settings_options
 from lm_runtime.files import require_place
@@ -21,7 +21,7 @@ from lm_runtime.text_files import STANDARD_INPUT
 if TYPE_CHECKING:
     from lm_runtime.commands.nbest import Prepared
     from lm_runtime.models.interpolation import InterpolatedModel
-    from lm_runtime.models.protocol import BundleModel, StepModel
+    from lm_runtime.models.protocol import StepModel
     from lm_runtime.scoring.score import Score
 
 _LONG_FIGURE = 1e9
@@ -141,7 +141,7 @@ def main(
         loaded = [load(bundle, **options)]
     else:
         loaded = load_together(folders, **options)
-        _note_precisions(loaded, precision)
+        note_precisions(loaded, precision)
     model: StepModel = loaded[0]
     facts = {}
     if other is not None:
@@ -172,13 +172,6 @@ def _option(name: str) -> str:
     """How a setting is called on the command line."""
     settings = settings_of(Weights) | settings_of(NbestOptions)
     return f"--{settings[name].option}"
-
-
-def _note_precisions(models: Sequence[BundleModel], precision: str) -> None:
-    """Tell which graphs are not of the precision that was asked for; tables have none."""
-    for model in models:
-        if model.precision != precision and model.config.precisions:
-            note(f"{model.folder} has no {precision} graph and runs in {model.precision}")
 
 
 def _interpolated(

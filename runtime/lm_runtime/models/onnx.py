@@ -6,6 +6,7 @@ The state is a value that goes in and comes out; the model keeps none. Knows not
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,9 @@ def _open_session(
     options.log_severity_level = _ERRORS_ONLY if provider == "cuda" else _NOTHING_BUT_FATAL
     if threads is not None:
         options.intra_op_num_threads = threads
+    # Threads that wait sleep: beside other programs a spinning one takes the time of the one it waits for.
+    spins = os.environ.get("OMP_WAIT_POLICY", "").upper() == "ACTIVE"
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spins else "0")
     # Else onnxruntime's own format would pass for ONNX, and a few operators could fill the memory.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     most = max(_SMALLEST_FOLDING_LIMIT, _FOLDING_FACTOR * len(content))

@@ -31,6 +31,8 @@ from lm_runtime.tokenizer import Tokenizer
 
 Model = TypeVar("Model", bound=BundleModel)
 
+NEEDED = (CONFIG_FILE, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG, TOKENS_FILE)
+"""The files that are read of every bundle, beside a graph or tables."""
 _TRIES = 4
 _MAX_NEW_TOKENS = "max_new_tokens"  # what other readers of the file call max_tokens
 
@@ -58,7 +60,7 @@ def open_bundle(folder: Path, weights: str) -> OpenedBundle:
 
     Raises:
         UnusableFileError: the bundle is incomplete, damaged, of another format, or contradicts itself.
-        ValueError: it has no int8 graph.
+        ValueError: it has no graph of that precision.
     """
     tries = 0
     while True:
@@ -94,8 +96,9 @@ def _open(folder: Path, content: bytes, weights: str) -> OpenedBundle:
     config = parse_bundle_config(folder / CONFIG_FILE, content)
     if weights == MODELS["int8"] and weights not in config.files:
         raise ValueError(f"{folder} has no int8 graph; export it with --quantize int8")
-    names = (GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG, TOKENS_FILE, weights)
-    contents = read_files(folder, config, names)
+    if weights == MODELS["fp32"] and config.precisions == ("int8",):
+        raise ValueError(f"{folder} has an int8 graph alone; export it without --only")
+    contents = read_files(folder, config, (*NEEDED[1:], weights))
     tokenizer = Tokenizer.from_bytes(folder / TOKENIZER, contents[TOKENIZER])
     _check_tokenizer(folder / TOKENIZER, tokenizer, config)
     defaults = _sampling_defaults(folder / GENERATION_CONFIG, contents[GENERATION_CONFIG])
