@@ -147,6 +147,9 @@ def test_a_text_has_its_perplexity(page: Page, model: OnnxModel) -> None:
     expect(page.locator("#figures")).to_contain_text(f"{score.perplexity:.5g}")
     expect(page.locator("#scored .token")).to_have_count(score.tokens)
     assert "".join(page.locator("#scored .token").all_text_contents()) == text + "\n"
+    page.locator("#sample").fill("a zebra")
+    page.get_by_role("button", name="Measure").click()
+    expect(page.locator("#figures")).to_contain_text("1 of them unknown")
 
 
 def test_an_error_is_shown_and_goes_away(page: Page) -> None:

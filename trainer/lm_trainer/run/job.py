@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from lm_trainer.config import TrainingConfig
 from lm_trainer.families import FAMILIES
@@ -15,6 +14,9 @@ from lm_trainer.run.folder import METRICS, TOKEN_FILES
 from lm_trainer.run.records import Checkpoint
 from lm_trainer.training.job import Job
 from lm_trainer.training.processes import Processes
+
+if TYPE_CHECKING:
+    import torch
 
 
 def make_job(
