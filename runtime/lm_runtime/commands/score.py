@@ -217,6 +217,7 @@ def _print_file(
 ) -> None:
     from lm_runtime.commands.report import score_to_page
     from lm_runtime.scoring.score import score_file
+    from lm_runtime.wire import score_record
 
     names = [json.dumps(token, ensure_ascii=False) for token in model.tokenizer.tokens] if per_token else []
 
@@ -227,7 +228,7 @@ def _print_file(
 
     result = score_file(model, file, each=show) if page is None else score_to_page(model, file, page, title)
     if as_json:
-        click.echo(json.dumps(_record(result) | facts))
+        click.echo(json.dumps(score_record(result) | facts))
     elif per_token:
         note(_sentence(result))
     else:
@@ -237,6 +238,7 @@ def _print_file(
 def _print_lines(model: StepModel, file: Path, *, as_json: bool) -> None:
     from lm_runtime.scoring.score import Score, read_texts
     from lm_runtime.scoring.texts import score_texts
+    from lm_runtime.wire import score_record
 
     lines = read_texts(file)
     total = Score(0.0, 0, 0, 0, 0)
@@ -245,7 +247,7 @@ def _print_lines(model: StepModel, file: Path, *, as_json: bool) -> None:
     for line, score in zip(shown, score_texts(model, scored), strict=True):
         total += score
         if as_json:
-            _print_record(_record(score) | {"text": line})
+            _print_record(score_record(score) | {"text": line})
         else:
             numbers = f"{score.log_probability:.6f}\t{score.tokens}\t{score.perplexity:.4f}"
             click.echo(f"{numbers}\t{line}".encode())
@@ -263,19 +265,6 @@ def _watched(items: Iterable[str], size: int) -> Iterator[str]:
         progress.show(done)
         done += len(item.encode()) + 1
         yield item
-
-
-def _record(score: Score) -> dict[str, float | None]:
-    return {
-        "perplexity": score.perplexity,
-        "log_probability": score.log_probability,
-        "tokens": score.tokens,
-        "unknown": score.unknown,
-        "bits_per_byte": score.bits_per_byte,
-        "perplexity_per_word": score.perplexity_per_word,
-        "bytes": score.bytes,
-        "words": score.words,
-    }
 
 
 def _sentence(score: Score) -> str:
