@@ -8,20 +8,16 @@ import { Tokenizer as Library } from "@huggingface/tokenizers";
 import { firstLine } from "./errors.js";
 import { sha256 } from "./sha256.js";
 import { StreamDecoder } from "./stream_decoder.js";
+import { isLowercase, kindOf, LINE_BREAK, stepsOf } from "./tokenizer_kind.js";
 
-/** @typedef {"word" | "char" | "bpe" | "other"} Kind */
+/** @typedef {import("./tokenizer_kind.js").Kind} Kind */
 
 /** What people call the token of a line's end, however it is spelled. */
 const EOS = "<eos>";
-/** How this project's own vocabularies spell it. */
-const LINE_BREAK = "\n";
 /** How it is spelled, also by other makers of tokenizer.json. */
 const EOS_SPELLINGS = [LINE_BREAK, EOS, "</s>", "<sos/eos>", "<|endoftext|>", "<|end_of_text|>", "[SEP]"];
 /** White space of Unicode, which is not quite that of JavaScript. */
 const WORD = /[^\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+/gu;
-/** How `tokenizer.json` cuts characters and words. */
-const ANY_CHARACTER = "[\\s\\S] Isolated";
-const WHITE_SPACE = "[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+ Removed";
 const LINES_KEPT = 4096;
 
 /** Encodes and decodes text; made from the text of a `tokenizer.json`. */
@@ -186,50 +182,6 @@ function vocabularyOf(data) {
  */
 function id(vocabulary, token) {
   return /** @type {number} */ (vocabulary.get(token));
-}
-
-/**
- * Tell from a `tokenizer.json` which of the project's own kinds it is.
- *
- * @param {any} data
- * @returns {Kind}
- */
-function kindOf({ model, pre_tokenizer: cut, normalizer, added_tokens: added }) {
-  if (!cut) return "other";
-  const hasLineBreak = (added ?? []).some(
-    (/** @type {any} */ token) => token.content === LINE_BREAK && token.special,
-  );
-  const [first, ...others] = stepsOf(normalizer);
-  const isOwn = hasLineBreak && isCrlf(first);
-  if (!(first === undefined || isOwn || isLowercase(first)) || !others.every(isLowercase)) return "other";
-  // A model that takes words whole, or as unknown ones.
-  const isClosed = isOwn && model.type === "WordPiece" && model.continuing_subword_prefix === LINE_BREAK;
-  const types = `${isClosed ? "WordLevel" : model.type} ${cut.type}`;
-  if (types === "BPE ByteLevel") return cut.add_prefix_space ? "other" : "bpe";
-  if (types === "WordLevel WhitespaceSplit") return "word";
-  const how = types === "WordLevel Split" ? `${cut.pattern?.Regex} ${cut.behavior}` : "";
-  if (how === ANY_CHARACTER) return "char";
-  return how === WHITE_SPACE ? "word" : "other";
-}
-
-/**
- * What a normalizer consists of, itself or a sequence's parts.
- *
- * @param {any} normalizer
- * @returns {any[]}
- */
-function stepsOf(normalizer) {
-  return normalizer ? (normalizer.normalizers ?? [normalizer]) : [];
-}
-
-/** @param {any} step */
-function isLowercase(step) {
-  return step.type === "Lowercase";
-}
-
-/** @param {any} step */
-function isCrlf(step) {
-  return step?.type === "Replace" && step.pattern?.String === "\r\n" && step.content === LINE_BREAK;
 }
 
 /**
