@@ -18,6 +18,7 @@ const EOS = "<eos>";
 const EOS_SPELLINGS = [LINE_BREAK, EOS, "</s>", "<sos/eos>", "<|endoftext|>", "<|end_of_text|>", "[SEP]"];
 /** White space of Unicode, which is not quite that of JavaScript. */
 const WORD = /[^\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+/gu;
+const UTF8 = new TextDecoder("utf-8", { ignoreBOM: true });
 const LINES_KEPT = 4096;
 
 /** Encodes and decodes text; made from the text of a `tokenizer.json`. */
@@ -51,6 +52,8 @@ export class Tokenizer {
     this._vocabulary = vocabulary;
     this._library =
       this.kind === "word" || this.kind === "char" ? undefined : library(data, this.kind, config);
+    /** @type {Map<number, string | undefined>} */
+    this._wholeTexts = new Map();
     /** @type {Map<string, number[]>} The ids of the last lines, of which an editor changes one. */
     this._lines = new Map();
     /** What each id stands for in a text, as UTF-8 (part of a character, for byte-level BPE). */
@@ -99,6 +102,21 @@ export class Tokenizer {
    */
   decoder(after = []) {
     return StreamDecoder.after(this, after);
+  }
+
+  /**
+   * A token's text, where it is no part of a character; found once.
+   *
+   * @param {number} token
+   * @returns {string | undefined}
+   */
+  wholeText(token) {
+    if (!this._wholeTexts.has(token)) {
+      const bytes = this.tokenBytes[token];
+      const text = UTF8.decode(bytes);
+      this._wholeTexts.set(token, text.includes("\ufffd") ? undefined : text);
+    }
+    return this._wholeTexts.get(token);
   }
 
   /**
