@@ -1,7 +1,8 @@
 /**
  * How fast the JavaScript runtime is: text beside its graph alone and beside Python, and the page in Chromium.
  *
- *   node tests/benchmarks/javascript.mjs BUNDLE... [--python .venv/bin/python] [--picture FILE] [--page-alone | --no-page]
+ *   node tests/benchmarks/javascript.mjs BUNDLE... [--python .venv/bin/python] [--picture FILE]
+ *     [--page-alone | --no-page]
  *
  * Rates are tokens a second of processor time, which other work on the machine changes little: medians of
  * interleaved runs. The page is measured with the first bundle, by the clock.
@@ -22,6 +23,7 @@ const ROUNDS = 7;
 const WARMING = 2;
 const TOKENS = 300;
 const VISITS = 5;
+const PATIENCE = 180_000; // milliseconds
 const PARAMS = { temperature: 0.8, top_p: 0.95, max_tokens: TOKENS };
 const PROMPT = "Return the";
 const TYPED = "Return the number of bytes that were read from the file, as a string of characters.";
@@ -122,15 +124,21 @@ async function page(bundle, picture) {
   const server = await serve(join(folder, "site"));
   const { default: puppeteer } = await import(createRequire(join(JS, "package.json")).resolve("puppeteer-core"));
   const executablePath = ["/usr/bin/chromium", "/usr/bin/google-chrome"].find(existsSync);
-  const [opened, keystrokes, written] = [[], [], []];
+  const [opened, processor, keystrokes, typing, written] = [[], [], [], [], []];
   for (let visit = 0; visit < VISITS; visit++) {
     const browser = await puppeteer.launch({ executablePath, args: ["--no-sandbox", "--disable-dev-shm-usage"] });
     const tab = await browser.newPage();
+    tab.setDefaultTimeout(PATIENCE);
     await tab.setViewport({ width: 760, height: 700 });
+    const seconds = await processorSeconds(browser);
+    const before = await seconds();
     await tab.goto(server.url);
     await tab.waitForFunction(() => performance.getEntriesByName("steplm-suggested").length);
+    processor.push(1000 * ((await seconds()) - before));
     opened.push(await tab.evaluate(() => performance.getEntriesByName("steplm-suggested")[0].startTime));
+    const quiet = await seconds();
     keystrokes.push(...(await tab.evaluate(typeAll, TYPED)));
+    typing.push((1000 * ((await seconds()) - quiet)) / TYPED.length);
     written.push(await tab.evaluate(writeOn, TOKENS));
     if (picture && visit === VISITS - 1) await takePicture(tab, picture);
     await browser.close();
@@ -140,8 +148,19 @@ async function page(bundle, picture) {
   const sorted = [...keystrokes].sort((a, b) => a - b);
   const late = sorted[Math.floor(0.95 * sorted.length)];
   console.log(`first suggestion of a first visit: ${median(opened).toFixed(0)} ms (${opened.map(Math.round).join(", ")})`);
+  console.log(`  processor time of all of Chromium's processes for it: ${median(processor).toFixed(0)} ms`);
   console.log(`suggestions a keystroke: median ${median(keystrokes).toFixed(1)} ms, 95 % within ${late.toFixed(1)} ms`);
+  console.log(`  processor time of all of Chromium's processes: ${median(typing).toFixed(1)} ms a keystroke`);
   console.log(`text in the page: ${Math.round(median(written)).toLocaleString("en")} tokens/s`);
+}
+
+/** What gives the processor time so far of all of a browser's processes, in seconds. */
+async function processorSeconds(browser) {
+  const session = await browser.target().createCDPSession();
+  return async () => {
+    const { processInfo } = await session.send("SystemInfo.getProcessInfo");
+    return processInfo.reduce((sum, { cpuTime }) => sum + cpuTime, 0);
+  };
 }
 
 /** Within the page: type a text, and wait after each character for its suggestions; milliseconds of each. */
