@@ -54,6 +54,7 @@ def export_bundle(
     formats: tuple[str, ...] = (),
     tokens: Path | None = None,
     tokenizer: Path | None = None,
+    adaptive: bool = False,
     replace: bool,
     tell: Tell,
 ) -> BundleConfig:
@@ -68,6 +69,7 @@ def export_bundle(
         formats: names of :data:`FORMATS` to add.
         tokens: a recognizer's list, which the vocabulary must be.
         tokenizer: the tokenizer.json of an ARPA file's tokens; by default they are words.
+        adaptive: whether the graphs have the output ``hidden``.
         replace: whether a bundle that is in ``out`` may be replaced.
         tell: takes lines for the person at the terminal.
 
@@ -81,10 +83,15 @@ def export_bundle(
     config = _configuration(source, opset)
     layers = form_of(config.model_type).layers(config) if quantize else {}
     check_applies(formats, config)
+    if adaptive and not form_of(config.model_type).has_hidden:
+        raise ValueError(
+            f"--adaptive is for recurrent models; what a {config.model_type} model has read is counted by "
+            "--adapt without it"
+        )
     if tokens is not None:
         check_tokens(source.tokenizer, tokens)
     with _folder_in_place(out, replace=replace) as folder:
-        graph = _write_model(folder, source, config)
+        graph = _write_model(folder, source, config, adaptive=adaptive)
         write_texts(folder, source.tokenizer)
         config = _write_config(folder, config)
 
@@ -94,6 +101,11 @@ def export_bundle(
         if not proof.holds:
             raise ExportError(f"the bundle differs from the checkpoint, none was written: {proof}")
         config = dataclasses.replace(config, parity=proof.to_dict())
+        if adaptive:
+            from lm_export.hidden import prove_hidden
+
+            largest = prove_hidden(cast("LanguageModel", source.model), model, source.held_out)
+            tell(f"hidden: largest difference {largest:.1e}")
 
         if quantize and graph is not None:
             import onnx
@@ -115,7 +127,9 @@ def export_bundle(
         return _write_config(folder, config)
 
 
-def _write_model(folder: Path, source: Source, config: BundleConfig) -> onnx.ModelProto | None:
+def _write_model(
+    folder: Path, source: Source, config: BundleConfig, *, adaptive: bool
+) -> onnx.ModelProto | None:
     """Write the graph, and return it; or write the tables."""
     form = form_of(config.model_type)
     if not form.has_graph:
@@ -125,7 +139,7 @@ def _write_model(folder: Path, source: Source, config: BundleConfig) -> onnx.Mod
 
     from lm_export.graph import make_step_graph
 
-    graph = make_step_graph(cast("LanguageModel", source.model), config)
+    graph = make_step_graph(cast("LanguageModel", source.model), config, adaptive=adaptive)
     (folder / MODELS["fp32"]).parent.mkdir()
     onnx.save(graph, folder / MODELS["fp32"])
     return graph

@@ -21,7 +21,7 @@ Examples:
   lm-export my-run --out my-bundle --only int8  a quarter of the size
   lm-export my-run/last.pt --out my-bundle --force
   lm-export my-ngrams --out my-bundle --format arpa
-  lm-export my-run --out my-bundle --format sherpa --tokens my-recognizer/tokens.txt
+  lm-export my-asr-run --out my-bundle --format sherpa --tokens my-recognizer/tokens.txt
 """
 
 
@@ -59,6 +59,11 @@ Examples:
     type=click.Path(path_type=Path),
     help="The tokenizer.json by which the words of an ARPA file are tokens; they are words by default.",
 )
+@click.option(
+    "--adaptive",
+    is_flag=True,
+    help="Give the graphs the output hidden, by which --adapt learns from what is read.",
+)
 @click.option("--force", is_flag=True, help="Replace the bundle that is in the folder.")
 @click.version_option(package_name="steplm")
 def main(
@@ -71,6 +76,7 @@ def main(
     arpa: bool,
     tokens: Path | None,
     tokenizer: Path | None,
+    adaptive: bool,
     force: bool,
 ) -> None:
     """Export CHECKPOINT, a .pt file or a run's folder, to a bundle that runs without torch.
@@ -101,6 +107,7 @@ def main(
             formats=(*formats, *(["arpa"] if arpa else [])),
             tokens=tokens,
             tokenizer=tokenizer,
+            adaptive=adaptive,
             replace=force,
             tell=note,
         )

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import importlib
 import os
-from typing import TYPE_CHECKING, Any
 
 # onnxruntime reads it as it is imported, which nothing here does before this line.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
+TYPE_CHECKING = False  # the import of typing takes longer than all else before Ctrl-C is handled
 if TYPE_CHECKING:
+    from typing import Any
+
     from lm_runtime.files import UnusableFileError
     from lm_runtime.generation.beam import BeamHypothesis, beam_search
     from lm_runtime.generation.complete import Completion, Request, complete
@@ -24,12 +26,15 @@ if TYPE_CHECKING:
     from lm_runtime.generation.rows import Piece
     from lm_runtime.generation.session import Session
     from lm_runtime.generation.words import complete_word
+    from lm_runtime.models.adaptation import Adaptation
+    from lm_runtime.models.adaptive import AdaptiveModel
     from lm_runtime.models.interpolation import InterpolatedModel, fit_weight
     from lm_runtime.models.load import load
     from lm_runtime.models.protocol import State
     from lm_runtime.models.state import initial_state
     from lm_runtime.sampling.params import SamplingParams
     from lm_runtime.sampling.sampler import NotFiniteError
+    from lm_runtime.scoring.adaptation import fit_adaptation
     from lm_runtime.scoring.rescoring import Hypothesis, Rescored, read_hypotheses, rescore
     from lm_runtime.scoring.score import Score, score_file
     from lm_runtime.scoring.texts import score_texts
@@ -37,6 +42,8 @@ if TYPE_CHECKING:
     from lm_runtime.scoring.weights import Weights
 
 __all__ = [
+    "Adaptation",
+    "AdaptiveModel",
     "BeamHypothesis",
     "Completion",
     "Engine",
@@ -56,6 +63,7 @@ __all__ = [
     "beam_search",
     "complete",
     "complete_word",
+    "fit_adaptation",
     "fit_weight",
     "generate",
     "generate_batch",
@@ -71,6 +79,9 @@ __all__ = [
 ]
 
 _HOME = {
+    "Adaptation": "models.adaptation",
+    "AdaptiveModel": "models.adaptive",
+    "fit_adaptation": "scoring.adaptation",
     "InterpolatedModel": "models.interpolation",
     "fit_weight": "models.interpolation",
     "BeamHypothesis": "generation.beam",

@@ -138,8 +138,8 @@ def test_a_costly_regular_expression_costs_its_own_request() -> None:
 
 
 def test_it_ends_when_its_texts_have_ended() -> None:
-    tokens = 60_000
-    with serving("--max-text", ENDLESS) as server:
+    tokens = 20_000
+    with serving("--max-text", ENDLESS, "--grace", 600) as server:
         stream = Stream(server, max_tokens=tokens, temperature=0, stream_options={"include_usage": True})
         events = iter(stream)
         next(events)
@@ -167,6 +167,20 @@ def test_its_patience_ends_too(grace: float, signals: int) -> None:
             time.sleep(0.2)
         assert server.process.wait(PATIENCE) == 0
         stream.leave()
+
+
+def test_texts_are_logged_only_if_asked() -> None:
+    body = {"prompt": "the lamp", "temperature": 0, "max_tokens": 3}
+    for arguments in ((), ("--log-texts",)):
+        with serving(*arguments) as server:
+            text = server.ask("/v1/completions", body)[2]["choices"][0]["text"]
+            assert server.stop() == 0
+            (line,) = [line for line in server.log() if line["path"] == "/v1/completions"]
+        if arguments:
+            assert (line["prompt"], line["texts"]) == ("the lamp", [text])
+        else:
+            assert "lamp" not in str(line)
+            assert text not in str(line)
 
 
 def test_keys_open_it(tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ class Form:
 
     has_graph = True
     """Whether its bundles hold a step graph; if not, :meth:`write_tables` writes what they hold instead."""
+    has_hidden = False
+    """Whether what its output layer reads is a memory of what was read, which a cache can compare."""
     translations: Translations = MappingProxyType({})
     """The operators of its module that torch's exporter does not know."""
 

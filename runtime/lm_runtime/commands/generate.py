@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from lm_runtime.commands import Command, imports, note_precisions, where_it_runs, which_graph
+from lm_runtime.commands.adaptation import adapted, adapts, take_adaptation
 from lm_runtime.commands.options import ESCAPED_TEXT, option, settings_options
 from lm_runtime.files import require_place
 from lm_runtime.sampling.params import SamplingParams
@@ -17,7 +18,7 @@ from lm_runtime.settings import Setting
 from lm_runtime.text_files import STANDARD_INPUT, read_text_file
 
 if TYPE_CHECKING:
-    from lm_runtime.models.protocol import BundleModel
+    from lm_runtime.models.protocol import BundleModel, StepModel
 
 _EXAMPLES = """
 \b
@@ -31,7 +32,7 @@ Examples:
   lm-generate my-bundle --prompt "Once upon" --beams 4
   lm-generate my-bundle --temperatures 0.5,0.8,1.1 --seed 1
   lm-generate my-bundle --samples 5 --unique --not-in my-text.txt    five new lines
-  lm-generate my-bundle --with my-ngrams --weight 0.3
+  lm-generate my-bundle --with my-ngram --weight 0.3
   lm-generate my-bundle --regex '[A-Z][a-z]+ [A-Z][a-z]+'
   lm-generate my-bundle --prompt "Once upon" --save-state tale.npz
   lm-generate my-bundle --load-state tale.npz     the same text, bit for bit, from there on
@@ -178,6 +179,7 @@ def _default(entry: Setting) -> str:
 @option(
     "--weight", type=float, group="A second model", help="The second model's weight, above 0 and below 1."
 )
+@adapts
 @which_graph
 @where_it_runs
 @click.version_option(package_name="steplm")
@@ -203,6 +205,7 @@ def main(
     as_json: bool,
     other: Path | None,
     weight: float | None,
+    adapt: bool,
     precision: Any,
     provider: Any,
     threads: int | None,
@@ -218,6 +221,7 @@ def main(
         from lm_runtime.models.load import load, load_together
         from lm_runtime.sampling.sampler import NotFiniteError
 
+    adaptation = take_adaptation(sampling)
     given = {name: value for name, value in sampling.items() if value not in (None, ())}
     states = save_state or load_state
     others, listed = suggest or complete or beams, unique or not_in
@@ -278,11 +282,14 @@ def main(
         require_place(place)
     options: dict[str, Any] = {"precision": precision, "provider": provider, "threads": threads}
     if other is None or weight is None:
-        model = first = load(bundle, **options)
+        first, second = load(bundle, **options), None
     else:
         first, second = load_together([bundle, other], **options)
         note_precisions([first, second], precision)
-        model = cast("BundleModel", InterpolatedModel(first, second, weight))  # what sampling needs of one
+    steps: StepModel = adapted(first, first, adaptation) if adapt or adaptation else first
+    if second is not None and weight is not None:
+        steps = InterpolatedModel(steps, second, weight)
+    model = cast("BundleModel", steps)  # what sampling needs of one
     if "logit_bias" in given:
         given["logit_bias"] = _bias(model, given["logit_bias"])
     params = dataclasses.replace(first.defaults, **given)

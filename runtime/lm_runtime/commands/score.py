@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lm_runtime.commands import Command, Progress, imports, note, note_precisions, where_it_runs, which_graph
+from lm_runtime.commands.adaptation import adapted, adapts, take_adaptation
+from lm_runtime.commands.adaptation import fit as fit_on
 from lm_runtime.commands.nbest_options import LISTS, NbestOptions
 from lm_runtime.commands.options import option, settings_options
 from lm_runtime.files import require_place
+from lm_runtime.models.adaptation import ADAPTATION
 from lm_runtime.scoring.weights import NAMES, Weights
 from lm_runtime.settings import settings_of
 from lm_runtime.text_files import STANDARD_INPUT
@@ -38,6 +41,7 @@ Examples:
   lm-score my-bundle dev.txt --nbest --tune dev.ref --save-weights weights.json
   lm-score my-bundle lists.txt --nbest --weights weights.json --print best
   lm-score my-bundle test.txt --with my-ngram --fit valid.txt
+  lm-score my-bundle test.txt --fit-adaptation valid.txt      a cache of what was read
   echo "Is it likely?" | lm-score my-bundle -
 """
 
@@ -84,6 +88,14 @@ Examples:
     metavar="FILE",
     help="Fit the weight on a held-out text instead; - is standard input.",
 )
+@option(
+    "--fit-adaptation",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    group=ADAPTATION,
+    help="Fit the adaptation on a held-out text, and make it the bundle's default.",
+)
+@adapts
 @settings_options(NbestOptions)
 @settings_options(Weights)
 @which_graph
@@ -100,6 +112,8 @@ def main(
     other: Path | None,
     weight: float | None,
     fit: Path | None,
+    fit_adaptation: Path | None,
+    adapt: bool,
     precision: Any,
     provider: Any,
     threads: int | None,
@@ -113,6 +127,8 @@ def main(
 
     With --with, --precision and --provider go to each of the two that has them.
     """
+    adaptation = take_adaptation(lists)
+    adapt |= bool(adaptation or fit_adaptation)
     modes = {"--json": as_json, "--tokens": per_token, "--lines": by_line, "--nbest": nbest}
     for one, two in itertools.combinations([name for name, given in modes.items() if given], 2):
         if one != "--json" or two == "--tokens":
@@ -143,6 +159,10 @@ def main(
         loaded = load_together(folders, **options)
         note_precisions(loaded, precision)
     model: StepModel = loaded[0]
+    if fit_adaptation is not None:
+        adaptation = fit_on(model, loaded[0], fit_adaptation, adaptation)
+    if adapt:
+        model = adapted(model, loaded[0], adaptation)
     facts = {}
     if other is not None:
         model = _interpolated(model, loaded[1], weight, fit)
@@ -197,6 +217,7 @@ def _print_file(
 ) -> None:
     from lm_runtime.commands.report import score_to_page
     from lm_runtime.scoring.score import score_file
+    from lm_runtime.wire import score_record
 
     names = [json.dumps(token, ensure_ascii=False) for token in model.tokenizer.tokens] if per_token else []
 
@@ -207,7 +228,7 @@ def _print_file(
 
     result = score_file(model, file, each=show) if page is None else score_to_page(model, file, page, title)
     if as_json:
-        click.echo(json.dumps(_record(result) | facts))
+        click.echo(json.dumps(score_record(result) | facts))
     elif per_token:
         note(_sentence(result))
     else:
@@ -217,6 +238,7 @@ def _print_file(
 def _print_lines(model: StepModel, file: Path, *, as_json: bool) -> None:
     from lm_runtime.scoring.score import Score, read_texts
     from lm_runtime.scoring.texts import score_texts
+    from lm_runtime.wire import score_record
 
     lines = read_texts(file)
     total = Score(0.0, 0, 0, 0, 0)
@@ -225,7 +247,7 @@ def _print_lines(model: StepModel, file: Path, *, as_json: bool) -> None:
     for line, score in zip(shown, score_texts(model, scored), strict=True):
         total += score
         if as_json:
-            _print_record(_record(score) | {"text": line})
+            _print_record(score_record(score) | {"text": line})
         else:
             numbers = f"{score.log_probability:.6f}\t{score.tokens}\t{score.perplexity:.4f}"
             click.echo(f"{numbers}\t{line}".encode())
@@ -243,19 +265,6 @@ def _watched(items: Iterable[str], size: int) -> Iterator[str]:
         progress.show(done)
         done += len(item.encode()) + 1
         yield item
-
-
-def _record(score: Score) -> dict[str, float | None]:
-    return {
-        "perplexity": score.perplexity,
-        "log_probability": score.log_probability,
-        "tokens": score.tokens,
-        "unknown": score.unknown,
-        "bits_per_byte": score.bits_per_byte,
-        "perplexity_per_word": score.perplexity_per_word,
-        "bytes": score.bytes,
-        "words": score.words,
-    }
 
 
 def _sentence(score: Score) -> str:

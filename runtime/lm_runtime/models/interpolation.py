@@ -144,7 +144,18 @@ def fit_weight(first: StepModel, second: StepModel, path: str | Path) -> float:
     ratios = [theirs.astype(np.float64) - ours for (_, ours), (_, theirs) in both]
     if not ratios:
         raise UnusableFileError(path, "empty: there is nothing to fit a weight on")
-    odds = np.exp(np.concatenate(ratios))  # (tokens,)
+    return likeliest_weight(np.exp(np.concatenate(ratios)))
+
+
+def likeliest_weight(odds: NDArray[np.float64]) -> float:
+    """The weight of the second of two models at which a text is most probable.
+
+    Args:
+        odds: the second's probability of each token divided by the first's, ``(tokens,)``.
+
+    Returns:
+        a number above 0 and below 1.
+    """
     weight = 0.5
     for _ in range(_ROUNDS):
         before, weight = weight, float(np.mean(weight * odds / (1 - weight + weight * odds)))
@@ -154,8 +165,15 @@ def fit_weight(first: StepModel, second: StepModel, path: str | Path) -> float:
 
 
 def _require_one_vocabulary(first: StepModel, second: StepModel) -> None:
-    if first.tokenizer.json_text != second.tokenizer.json_text:
-        raise ValueError("the two models do not have the same tokenizer, so their probabilities do not mix")
+    one, other = first.tokenizer, second.tokenizer
+    # By its tokens: a bundle of format 1 writes the same vocabulary in another way.
+    if (one.kind, one.tokens, one.eos_id, one.unk_id) != (
+        other.kind,
+        other.tokens,
+        other.eos_id,
+        other.unk_id,
+    ):
+        raise ValueError("the two models do not have the same tokens, so their probabilities do not mix")
 
 
 def _mix(ours: NDArray[np.float32], theirs: NDArray[np.float32], weight: float) -> NDArray[np.float32]:
