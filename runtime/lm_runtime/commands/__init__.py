@@ -38,7 +38,14 @@ __all__ = [
     "which_graph",
 ]
 
-_EXTRAS = {"llguidance": ("regex",) * 2, "tensorboard": ("tensorboard",) * 2}
+_EXTRAS = {
+    "llguidance": ("regex",) * 2,
+    "tensorboard": ("tensorboard",) * 2,
+    "pyarrow": ("parquet",) * 2,
+    "backports": ("zstd",) * 2,
+    "backports.zstd": ("zstd",) * 2,
+    "datatrove": ("datatrove",) * 2,
+}
 """The extra that brings a module, as pip takes it and as it is called; all others are of the training."""
 
 _OUT_OF_MEMORY = re.compile(

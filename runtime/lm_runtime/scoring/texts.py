@@ -16,6 +16,7 @@ from lm_runtime.models.protocol import StepModel
 from lm_runtime.models.state import initial_state, join_states, take_states
 from lm_runtime.scoring.score import Score, TextCount, add_up, unknown_tokens
 from lm_runtime.softmax import log_normalizers
+from lm_runtime.text_files import split_fragments
 
 _CHUNK_TEXTS = 1024
 _CHUNK_CHARACTERS = 1 << 20
@@ -88,8 +89,7 @@ def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
 
 def _encode(model: StepModel, text: str, count: TextCount) -> NDArray[np.int64]:
     """The ids of a text's lines, each ended by ``<eos>``; an empty text is an empty line."""
-    lines = text.removesuffix("\n").split("\n")
-    fragments = count.count((line.removesuffix("\r"), True) for line in lines)
+    fragments = count.count(split_fragments(text))
     return np.concatenate(list(model.tokenizer.encode_fragments(fragments)))
 
 
