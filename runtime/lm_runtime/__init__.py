@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from lm_runtime.scoring.rescoring import Hypothesis, Rescored, read_hypotheses, rescore
     from lm_runtime.scoring.score import Score, score_file
     from lm_runtime.scoring.texts import score_texts
+    from lm_runtime.scoring.tokens import TokenScore, score_tokens
 
 __all__ = [
     "BeamHypothesis",
@@ -48,6 +49,7 @@ __all__ = [
     "Score",
     "Session",
     "State",
+    "TokenScore",
     "UnusableFileError",
     "beam_search",
     "complete",
@@ -62,6 +64,7 @@ __all__ = [
     "rescore",
     "score_file",
     "score_texts",
+    "score_tokens",
     "suggest",
 ]
 
@@ -80,6 +83,7 @@ _HOME = {
     "Score": "scoring.score",
     "Session": "generation.session",
     "State": "models.protocol",
+    "TokenScore": "scoring.tokens",
     "UnusableFileError": "files",
     "beam_search": "generation.beam",
     "complete": "generation.complete",
@@ -93,6 +97,7 @@ _HOME = {
     "rescore": "scoring.rescoring",
     "score_file": "scoring.score",
     "score_texts": "scoring.texts",
+    "score_tokens": "scoring.tokens",
     "suggest": "generation.generate",
 }
 

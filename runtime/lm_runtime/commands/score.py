@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from lm_runtime.commands import Command, Progress, imports, note, where_it_runs, which_graph
+from lm_runtime.files import require_place
 from lm_runtime.text_files import STANDARD_INPUT
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ Examples:
   lm-score my-bundle valid.txt
   lm-score my-bundle valid.txt --json
   lm-score my-bundle valid.txt --tokens | sort -n | head      the least expected tokens
+  lm-score my-bundle valid.txt --html report.html             what surprises the model, in colours
   lm-score my-bundle sentences.txt --lines | sort -n | head   the least expected lines
   lm-score my-bundle lists.txt --nbest --lm-weight 0.5
   lm-score my-bundle test.txt --with my-ngram --fit valid.txt
@@ -47,6 +49,14 @@ Examples:
     "per_token",
     is_flag=True,
     help="Print each token's log-probability: number, tab, token as JSON.",
+)
+@click.option(
+    "--html",
+    "page",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write a page too: the text coloured by surprisal, what was expected in place of each token, the "
+    "most surprising passages first.",
 )
 @click.option("--lines", "by_line", is_flag=True, help="Score each line as a text of its own.")
 @click.option(
@@ -83,6 +93,7 @@ def main(
     file: Path,
     as_json: bool,
     per_token: bool,
+    page: Path | None,
     by_line: bool,
     nbest: bool,
     lm_weight: float | None,
@@ -111,6 +122,10 @@ def main(
         raise click.UsageError(
             "--with takes a second bundle, and either its --weight or a text to --fit it on"
         )
+    if page is not None:
+        if per_token or by_line or nbest:
+            raise click.UsageError("--html is for a whole text; leave out --tokens, --lines and --nbest")
+        require_place(page)
     with imports():
         from lm_runtime.models.load import load, load_together
 
@@ -132,7 +147,8 @@ def main(
     elif by_line:
         _print_lines(model, file, as_json=as_json)
     else:
-        _print_file(model, file, facts, as_json=as_json, per_token=per_token)
+        title = f"{file.name} by {bundle.resolve().name}"
+        _print_file(model, file, facts, as_json=as_json, per_token=per_token, page=page, title=title)
 
 
 def _note_precisions(models: Sequence[BundleModel], precision: str) -> None:
@@ -154,8 +170,16 @@ def _interpolated(
 
 
 def _print_file(
-    model: StepModel, file: Path, facts: dict[str, float], *, as_json: bool, per_token: bool
+    model: StepModel,
+    file: Path,
+    facts: dict[str, float],
+    *,
+    as_json: bool,
+    per_token: bool,
+    page: Path | None,
+    title: str,
 ) -> None:
+    from lm_runtime.commands.report import score_to_page
     from lm_runtime.scoring.score import score_file
 
     names = [json.dumps(token, ensure_ascii=False) for token in model.tokenizer.tokens] if per_token else []
@@ -165,7 +189,7 @@ def _print_file(
             lines = zip(ids, log_probabilities, strict=True)
             click.echo("\n".join(f"{value:.6f}\t{names[token]}" for token, value in lines))
 
-    result = score_file(model, file, each=show)
+    result = score_file(model, file, each=show) if page is None else score_to_page(model, file, page, title)
     if as_json:
         click.echo(json.dumps(_record(result) | facts))
     elif per_token:

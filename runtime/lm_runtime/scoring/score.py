@@ -149,6 +149,23 @@ def id_log_probabilities(
         parts: the text, ``(tokens,)`` in each part.
         call: the most tokens in one call of the model.
     """
+    for targets, logits in predictions(model, parts, call=call):
+        yield targets, log_softmax_at(logits, targets)
+
+
+def predictions(
+    model: StepModel, parts: Iterable[NDArray[np.int64]], *, call: int = READ_TOKENS
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    """The logits by which each id of a text is predicted.
+
+    Args:
+        model: the model.
+        parts: the text, ``(tokens,)`` in each part.
+        call: the most tokens in one call of the model.
+
+    Yields:
+        ids ``(tokens,)`` and logits ``(tokens, vocab)``, a part of the text at a time.
+    """
     state = initial_state(model, 1)
     previous = model.tokenizer.eos_id
     for ids in parts:
@@ -157,7 +174,7 @@ def id_log_probabilities(
             token = np.concatenate([[previous], targets[:-1]])
             logits, state = model.step(token[None], state)
             previous = int(targets[-1])
-            yield targets, log_softmax_at(logits[0], targets)
+            yield targets, logits[0]
 
 
 def add_up(log_probabilities: NDArray[np.float32], total: float = 0.0) -> float:
