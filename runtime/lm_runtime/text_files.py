@@ -59,8 +59,13 @@ def read_lines(path: Path) -> Iterator[str]:
     Raises:
         UnusableFileError: as :func:`read_fragments`.
     """
+    return whole_lines(read_fragments(path))
+
+
+def whole_lines(fragments: Fragments) -> Iterator[str]:
+    """The lines of ``fragments``, each of them whole."""
     parts: list[str] = []
-    for text, ends in read_fragments(path):
+    for text, ends in fragments:
         parts.append(text)
         if ends:
             yield "".join(parts)

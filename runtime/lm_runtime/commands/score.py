@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from lm_runtime.commands import Command, Progress, imports, note, where_it_runs, which_graph
+from lm_runtime.commands.options import settings_options
 from lm_runtime.files import require_place
 from lm_runtime.text_files import STANDARD_INPUT
+from lm_runtime.texts.reading import ReadingOptions, Texts, open_texts
 
 if TYPE_CHECKING:
     from lm_runtime.models.interpolation import InterpolatedModel
@@ -32,6 +34,7 @@ Examples:
   lm-score my-bundle valid.txt --tokens | sort -n | head      the least expected tokens
   lm-score my-bundle valid.txt --html report.html             what surprises the model, in colours
   lm-score my-bundle sentences.txt --lines | sort -n | head   the least expected lines
+  lm-score my-bundle news/ 'books/*.txt.gz' --text-field body
   lm-score my-bundle lists.txt --nbest --lm-weight 0.5
   lm-score my-bundle test.txt --with my-ngram --fit valid.txt
   echo "Is it likely?" | lm-score my-bundle -
@@ -40,7 +43,7 @@ Examples:
 
 @click.command(cls=Command, name="lm-score", epilog=_EXAMPLES)
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object; with --lines or --nbest one a line."
 )
@@ -85,12 +88,13 @@ Examples:
     metavar="FILE",
     help="Fit the weight on a held-out text instead; - is standard input.",
 )
+@settings_options(ReadingOptions)
 @which_graph
 @where_it_runs
 @click.version_option(package_name="steplm")
 def main(
     bundle: Path,
-    file: Path,
+    files: tuple[str, ...],
     as_json: bool,
     per_token: bool,
     page: Path | None,
@@ -100,15 +104,20 @@ def main(
     other: Path | None,
     weight: float | None,
     fit: Path | None,
+    text_field: str | None,
+    on_error: str | None,
     precision: Any,
     provider: Any,
     threads: int | None,
 ) -> None:
-    """Score the text FILE, or standard input for -, with BUNDLE: log-probabilities (natural logarithm) and
-    perplexity.
+    """Score the texts FILE... with BUNDLE: log-probabilities (natural logarithm) and perplexity.
 
-    Every line's end is the token <eos>; the state is carried through the whole file, from a zero state that
-    has read one <eos>. With --lines or --nbest every line starts from there. No torch is needed.
+    FILE is a text, JSON Lines (.jsonl) or Parquet, also packed (.gz, .zst, .xz, .bz2); a folder or a glob of
+    such files; or - for standard input.
+
+    Every line's end is the token <eos>; the state is carried through the whole text, and from one file or
+    record to the next, from a zero state that has read one <eos>. With --lines or --nbest every line starts
+    from there. No torch is needed.
 
     With --with, --precision and --provider go to each of the two that has them.
     """
@@ -129,9 +138,14 @@ def main(
     with imports():
         from lm_runtime.models.load import load, load_together
 
-    if str(file) == str(fit) == "-":
+    if "-" in files and str(fit) == "-":
         raise click.UsageError("FILE and --fit cannot both be standard input")
-    file = STANDARD_INPUT if str(file) == "-" else file
+    if nbest and len(files) > 1:
+        raise click.UsageError(f"--nbest takes one FILE, got {len(files)}")
+    file = STANDARD_INPUT if files[0] == "-" else Path(files[0])
+    reading = ReadingOptions(text_field, on_error or "stop")
+    if not nbest:
+        texts = open_texts(files, reading, note)
     options: dict[str, Any] = {"precision": precision, "provider": provider, "threads": threads}
     model: StepModel
     facts = {}
@@ -145,10 +159,10 @@ def main(
     if nbest:
         _print_nbest(model, file, 1.0 if lm_weight is None else lm_weight, as_json=as_json)
     elif by_line:
-        _print_lines(model, file, as_json=as_json)
+        _print_lines(model, texts, as_json=as_json)
     else:
         title = f"{file.name} by {bundle.resolve().name}"
-        _print_file(model, file, facts, as_json=as_json, per_token=per_token, page=page, title=title)
+        _print_file(model, texts, facts, as_json=as_json, per_token=per_token, page=page, title=title)
 
 
 def _note_precisions(models: Sequence[BundleModel], precision: str) -> None:
@@ -171,7 +185,7 @@ def _interpolated(
 
 def _print_file(
     model: StepModel,
-    file: Path,
+    texts: Texts,
     facts: dict[str, float],
     *,
     as_json: bool,
@@ -180,7 +194,7 @@ def _print_file(
     title: str,
 ) -> None:
     from lm_runtime.commands.report import score_to_page
-    from lm_runtime.scoring.score import score_file
+    from lm_runtime.scoring.score import score_fragments
 
     names = [json.dumps(token, ensure_ascii=False) for token in model.tokenizer.tokens] if per_token else []
 
@@ -189,7 +203,12 @@ def _print_file(
             lines = zip(ids, log_probabilities, strict=True)
             click.echo("\n".join(f"{value:.6f}\t{names[token]}" for token, value in lines))
 
-    result = score_file(model, file, each=show) if page is None else score_to_page(model, file, page, title)
+    fragments, name = texts.fragments(), texts.name
+    if page is None:
+        result = score_fragments(model, fragments, name, each=show)
+    else:
+        result = score_to_page(model, fragments, name, page, title)
+    texts.skipped.conclude()
     if as_json:
         click.echo(json.dumps(_record(result) | facts))
     elif per_token:
@@ -198,14 +217,13 @@ def _print_file(
         click.echo(_sentence(result))
 
 
-def _print_lines(model: StepModel, file: Path, *, as_json: bool) -> None:
-    from lm_runtime.scoring.score import Score, read_texts
+def _print_lines(model: StepModel, texts: Texts, *, as_json: bool) -> None:
+    from lm_runtime.scoring.score import Score, text_lines
     from lm_runtime.scoring.texts import score_texts
 
-    lines = read_texts(file)
+    lines = text_lines(texts.fragments(), texts.name)
     total = Score(0.0, 0, 0, 0, 0)
-    size = file.stat().st_size if file.is_file() else 0  # a pipe's is not known
-    shown, scored = itertools.tee(_watched(lines, size))
+    shown, scored = itertools.tee(_watched(lines, texts.size if texts.is_one_text else 0))
     for line, score in zip(shown, score_texts(model, scored), strict=True):
         total += score
         if as_json:
@@ -213,6 +231,7 @@ def _print_lines(model: StepModel, file: Path, *, as_json: bool) -> None:
         else:
             numbers = f"{score.log_probability:.6f}\t{score.tokens}\t{score.perplexity:.4f}"
             click.echo(f"{numbers}\t{line}".encode())
+    texts.skipped.conclude()
     note(_sentence(total))
 
 

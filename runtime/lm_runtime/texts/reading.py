@@ -6,9 +6,10 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from lm_runtime.files import UnusableFileError
+from lm_runtime.settings import check, setting
 from lm_runtime.text_files import Fragments, read_fragments, split_fragments
 from lm_runtime.texts.records import (
     LONGEST_RECORD,
@@ -21,9 +22,32 @@ from lm_runtime.texts.records import (
 from lm_runtime.texts.sources import Source, find_sources
 
 Item = TypeVar("Item")
-OnError = Literal["stop", "skip"]
 
+RECORDS = "Records and damaged files"
 _LISTED = 20
+
+
+@dataclass(frozen=True)
+class ReadingOptions:
+    """How collections of texts are read."""
+
+    text_field: str | None = setting(
+        None,
+        help="The field of JSON Lines and Parquet that has the text; if given, - has JSON Lines too. "
+        "[default: text]",
+        metavar="NAME",
+        group=RECORDS,
+    )
+    on_error: str = setting(
+        "stop",
+        help="What to do about a damaged record or file: stop, or skip it, and list and count what was "
+        "skipped.  [default: stop]",
+        choices=("stop", "skip"),
+        group=RECORDS,
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass
@@ -57,8 +81,8 @@ class Texts:
     """The files."""
     text_field: str = "text"
     """The field of a record that has its text."""
-    on_error: OnError = "stop"
-    """Whether what is damaged raises or is left out."""
+    skips: bool = False
+    """Whether what is damaged is left out, and does not raise."""
     skipped: Skipped = field(default_factory=lambda: Skipped(lambda line: None), compare=False)
     """Where what is left out is noted."""
 
@@ -118,7 +142,7 @@ class Texts:
         for document in self._until_damage(found):
             if isinstance(document, Document):
                 yield document
-            elif self.on_error == "stop":
+            elif not self.skips:
                 raise document
             else:
                 self.skipped.add(document)
@@ -127,32 +151,30 @@ class Texts:
         try:
             yield from items
         except UnusableFileError as error:
-            if self.on_error == "stop":
+            if not self.skips:
                 raise
             self.skipped.add(error)
 
 
 def open_texts(
     arguments: Iterable[str],
-    *,
-    text_field: str | None = None,
-    on_error: OnError = "stop",
+    options: ReadingOptions | None = None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> Texts:
     """The texts that the arguments of a command name.
 
     Args:
         arguments: as for :func:`lm_runtime.texts.sources.find_sources`.
-        text_field: the field of records that has the text; ``text`` unless given. If it is given, standard
-            input has JSON Lines.
-        on_error: what to do about damage.
+        options: how they are read.
         tell: takes a line about each record that is left out.
 
     Raises:
         UnusableFileError: there is no such file, or no text in a folder.
     """
-    sources = find_sources(arguments, records_in=text_field is not None)
-    return Texts(sources, "text" if text_field is None else text_field, on_error, Skipped(tell))
+    options = options or ReadingOptions()
+    field, skips = options.text_field, options.on_error == "skip"
+    sources = find_sources(arguments, records_in=field is not None)
+    return Texts(sources, "text" if field is None else field, skips, Skipped(tell))
 
 
 def _documents(source: Source, field: str) -> Iterator[Found]:

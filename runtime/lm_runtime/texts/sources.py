@@ -68,7 +68,7 @@ def _named(argument: str, records_in: bool) -> Iterator[Source]:
     elif path.is_dir():
         yield from _below(path)
     elif not os.path.lexists(path) and glob.has_magic(argument):
-        found = glob.iglob(argument, recursive=True)  # noqa: PTH207: that of Path takes no root
+        found = glob.iglob(argument, recursive=True)  # noqa: PTH207
         paths = sorted(Path(name) for name in found if not Path(name).is_dir())
         if not paths:
             raise UnusableFileError(argument, "no file has such a name")
