@@ -37,6 +37,7 @@ TEXTS = [
     "the keeper\nof the\r\nsea\n",
     "\n\n",
     " the\tkeeper  xyzzy\u00a0the\x1cclock <eos> ",
+    "<eos>\r\n\ufeffthe <unk> x<unk>y\u0085sea\r\r\n",
 ]
 SCORED = "data/tiny/valid.txt"
 SAMPLED: list[tuple[dict[str, Any], int, int]] = [

@@ -35,7 +35,7 @@ from lm_runtime.bundle import (
 from lm_runtime.files import UnusableFileError
 from lm_runtime.folders import folder_beside, holds_something, replace_folder, restore_folder
 from lm_runtime.models.load import load
-from lm_runtime.tokenizer import Tokenizer
+from lm_runtime.tokenizer import LINE_BREAK, Tokenizer
 from lm_trainer.networks.base import LanguageModel
 
 _DEFAULTS = {"temperature": 0.8, "top_k": 0, "top_p": 0.95, "max_new_tokens": 200}
@@ -76,7 +76,7 @@ def export_bundle(
     check_applies(formats, config)
     with _folder_in_place(out, replace=replace) as folder:
         graph = _write_model(folder, source, config)
-        _write_texts(folder, source.tokenizer)
+        write_texts(folder, source.tokenizer)
         config = _write_config(folder, config)
 
         model = load(folder, provider="cpu")
@@ -135,16 +135,15 @@ def _configuration(source: Source, opset: int) -> BundleConfig:
     )
 
 
-def _write_texts(folder: Path, tokenizer: Tokenizer) -> None:
+def write_texts(folder: Path, tokenizer: Tokenizer) -> None:
     """Write the vocabulary as other tools read it, and the default sampling parameters."""
-    eos = tokenizer.tokens[tokenizer.eos_id]
     unk = None if tokenizer.unk_id is None else tokenizer.tokens[tokenizer.unk_id]
     names = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": eos,
-        "eos_token": eos,
-        # The JavaScript tokenizer turns unknown words into nothing unless a token is named here.
-        "unk_token": unk or eos,
+        "bos_token": tokenizer.eos_spelling,
+        "eos_token": tokenizer.eos_spelling,
+        # transformers would cut a text around whatever it finds named here.
+        "unk_token": None if tokenizer.eos_spelling == LINE_BREAK else unk,
         "clean_up_tokenization_spaces": False,
     }
     (folder / TOKENIZER).write_text(tokenizer.json_text, encoding="utf-8")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from lm_runtime.tokenizer import Tokenizer
 from lm_trainer.config import ModelConfig
 from lm_trainer.corpora.token_file import split_figures
+from lm_trainer.corpora.tokenizer_form import with_line_breaks
 from lm_trainer.families import Model
 from lm_trainer.run.checkpoint import load_checkpoint, restore_model
 
@@ -23,7 +24,7 @@ class Source:
     model: Model
     """The network or the tables."""
     tokenizer: Tokenizer
-    """Its vocabulary."""
+    """Its vocabulary, in the form of today's bundles."""
     config: ModelConfig
     """Its sizes."""
     held_out: NDArray[np.int64]
@@ -54,4 +55,5 @@ def read_source(path: Path) -> Source:
         "recipe": checkpoint.recipe,
         **({"unwrapped": True} if checkpoint.facts.tokenizer_config.unwrap else {}),
     }
+    tokenizer = with_line_breaks(tokenizer)
     return Source(model, tokenizer, checkpoint.model_config, checkpoint.facts.held_out.numpy(), training)

@@ -22,7 +22,8 @@ from typing import Any, Literal
 from lm_runtime.files import UnusableFileError, read_regular
 from lm_runtime.settings import short
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_VERSIONS = (1, FORMAT_VERSION)
 CONFIG_FILE = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 TOKENIZER = "tokenizer.json"
@@ -40,10 +41,15 @@ ARPA = "ngram/model.arpa"
 
 TOKEN = "token"
 LOGITS = "logits"
+HIDDEN = "hidden"
+"""The last output of a graph that has it, float32 ``[batch, time, width]``: what the output layer reads."""
 LOGITS_FROM = "logits_from"
 """An optional input of some graphs, int64 ``[1]``, by default 0: the place from which logits are wanted."""
 
 Precision = Literal["fp32", "int8"]
+
+_VOCABULARY = (TOKENIZER, TOKENS_FILE)
+_EDITABLE = (GENERATION_CONFIG, TOKENIZER_CONFIG, MODEL_CARD)
 
 _LARGEST_CONFIG = 1 << 24
 _LARGEST_TABLES = 1 << 37
@@ -124,7 +130,7 @@ class BundleConfig:
     opset: int
     """The ONNX operator set of ``onnx/model.onnx``; 0 where there is none."""
     vocabulary_sha256: str = field(repr=False)
-    """The sha256 of the tokens in order of id, each followed by a line break."""
+    """The sha256 of the tokens in order of id, as tokens.txt names them, each followed by a line break."""
     window: int = 0
     """How many tokens a ``window`` model predicts the next one from; 0 in the other families."""
     order: int = 0
@@ -138,7 +144,7 @@ class BundleConfig:
     quantization: dict[str, Any] = field(default_factory=dict, repr=False)
     """What int8 costs; empty where the bundle has no int8 graph."""
     files: dict[str, str] = field(default_factory=dict, repr=False)
-    """The sha256 of every other file of the bundle."""
+    """The sha256 of every other file of the bundle, as it was written."""
     format_version: int = FORMAT_VERSION
     """The version of this format; additional fields do not raise it."""
 
@@ -207,9 +213,11 @@ def parse_bundle_config(path: Path, content: bytes) -> BundleConfig:
     """
     data = parse_json_object(path, content)
     version = data.get("format_version")
-    if type(version) is not int or version != FORMAT_VERSION:
+    if type(version) is not int or version not in _VERSIONS:
         raise UnusableFileError(
-            path, f"bundle format {short(version)}, where this version of steplm reads {FORMAT_VERSION}"
+            path,
+            f"bundle format {short(version)}, where this version of steplm reads "
+            f"{' and '.join(map(str, _VERSIONS))}",
         )
     try:
         values = {name: data[name] for name in _kinds(BundleConfig) if name in data}
@@ -238,7 +246,10 @@ def parse_json_object(path: Path, content: bytes) -> dict[str, Any]:
 
 
 def read_files(folder: Path, config: BundleConfig, names: Iterable[str]) -> dict[str, bytes]:
-    """The content of each of the files ``names``, which is what the exporter wrote.
+    """The content of each of the files ``names``.
+
+    Graphs, tables and vocabularies must be what the exporter wrote; a vocabulary may have other line ends, as
+    version control converts them. The other files are their owner's to edit.
 
     Raises:
         UnusableFileError: a file is missing, no regular file, or its sha256 is another.
@@ -250,12 +261,18 @@ def read_files(folder: Path, config: BundleConfig, names: Iterable[str]) -> dict
             raise UnusableFileError(folder / CONFIG_FILE, f"lists no {name}")
         most = _LARGEST_TABLES if name == TABLES else _LARGEST_GRAPH
         content = read_regular(path, most, "the bundle's file is missing")
-        if hashlib.sha256(content).hexdigest() != config.files[name]:
+        if name in _VOCABULARY and not _is_of(content, config.files[name]):
+            content = content.replace(b"\r\n", b"\n")
+        if name not in _EDITABLE and not _is_of(content, config.files[name]):
             raise UnusableFileError(
                 path, f"changed since the export (its sha256 is not that of {CONFIG_FILE})"
             )
         contents[name] = content
     return contents
+
+
+def _is_of(content: bytes, digest: str) -> bool:
+    return hashlib.sha256(content).hexdigest() == digest
 
 
 @cache
@@ -296,7 +313,7 @@ def _state(number: int, state: object) -> StateTensor:
     values = {name: state[name] for name in _kinds(StateTensor) if name in state}
     _require(StateTensor, values, f"state {number}: ")
     tensor = StateTensor(shape=tuple(values.pop("shape")), **values)
-    if not _NAME.fullmatch(tensor.name) or tensor.name in (TOKEN, LOGITS, LOGITS_FROM):
+    if not _NAME.fullmatch(tensor.name) or tensor.name in (TOKEN, LOGITS, LOGITS_FROM, HIDDEN):
         raise ValueError(f"a state has the name {short(tensor.name)}")
     if tensor.output != f"{tensor.name}_out":
         raise ValueError(f"{tensor.name} comes out as {short(tensor.output)}")

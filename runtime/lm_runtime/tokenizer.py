@@ -1,8 +1,8 @@
 """The tokenizer: text to token ids and back, by the ``tokenizers`` library.
 
-One rule holds for every kind: a line's end is the token ``<eos>``. So a text is encoded line by line,
-the cut into fragments for streaming never shows, and ``<eos>`` prints as a line break. Knows nothing about
-models.
+One rule holds for every kind: a line's end is one token, ``<eos>``, in the project's own vocabularies spelled
+``"\\n"``. So a text is encoded line by line, the cut into fragments for streaming never shows, and ``<eos>``
+prints as a line break. Knows nothing about models.
 """
 
 from __future__ import annotations
@@ -25,12 +25,19 @@ from lm_runtime.files import UnusableFileError, first_line, read_regular
 from lm_runtime.settings import short
 
 EOS = "<eos>"
+"""What people call the token of a line's end, however its ``tokenizer.json`` spells it."""
+LINE_BREAK = "\n"
+"""How this project's own vocabularies spell it."""
 UNK = "<unk>"
 ANY_CHARACTER = r"[\s\S]"
 """The pattern that cuts a text into characters."""
+WHITE_SPACE = "[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+"
+"""White space of Unicode, in characters that every library of regular expressions takes alike."""
 # What other makers of tokenizer.json call the same thing.
 _EOS_NAMES = (EOS, "</s>", "<sos/eos>", "<|endoftext|>", "<|end_of_text|>", "[SEP]")
 _UNK_NAMES = (UNK, "[UNK]", "<|unk|>")
+CRLF = {"type": "Replace", "pattern": {"String": "\r\n"}, "content": LINE_BREAK}
+"""The one normalizer of the project's own kinds."""
 _BATCH_CHARACTERS = 1 << 20
 _CONTEXT = 8
 _LARGEST_FILE = 1 << 30
@@ -53,8 +60,13 @@ class Tokenizer:
 
     def __init__(self, json_text: str) -> None:
         data = _parse(json_text)
+        self.kind: Kind = _kind(data)
+        """How text is cut: word, char, (byte-level) bpe, or another way that a given file defines."""
+        self.lowercases = _LOWERCASE in steps_of(data.get("normalizer"))
+        """Whether every text is read in lower case."""
         with _library("not a tokenizer.json"):
             self._engine = tokenizers.Tokenizer.from_str(json_text)
+            _simplify(self._engine, data, self.kind, lowercases=self.lowercases)
             # Text that spells a special token's name is text, but for a word of that name in a word
             # vocabulary.
             self._engine.encode_special_tokens = True
@@ -64,20 +76,20 @@ class Tokenizer:
         self.json_text = json_text
         self.vocab_size = len(vocabulary)
         self.tokens = sorted(vocabulary, key=vocabulary.__getitem__)
-        """The tokens in the order of their ids."""
+        """The tokens in the order of their ids; a line break is named ``<eos>``."""
         if sorted(vocabulary.values()) != list(range(self.vocab_size)) or not vocabulary:
             raise ValueError(f"the {self.vocab_size} token ids are not 0 to {self.vocab_size - 1}")
-        eos = next((name for name in _EOS_NAMES if name in vocabulary), None)
-        if eos is None:
+        names = [name for name in _EOS_NAMES if name in vocabulary]
+        if not names and not _has_line_break(data):
             raise ValueError(f"no end-of-line token: none of {', '.join(_EOS_NAMES)} is in the vocabulary")
-        self.eos_id = vocabulary[eos]
+        self.eos_spelling = LINE_BREAK if _has_line_break(data) else names[0]
+        """How ``tokenizer.json`` spells the token of a line's end."""
+        self.eos_id = vocabulary[self.eos_spelling]
         """The id that ends a line, and that a model has read before its first token."""
+        if self.eos_spelling == LINE_BREAK:
+            self.tokens[self.eos_id] = EOS
         self.unk_id = next((vocabulary[name] for name in _UNK_NAMES if name in vocabulary), None)
         """The id of words that are not in the vocabulary; None where every text can be spelled."""
-        self.kind: Kind = _kind(data)
-        """How text is cut: word, char, (byte-level) bpe, or another way that a given file defines."""
-        self.lowercases = _LOWERCASE in [data.get("normalizer"), *_steps(data.get("normalizer"))]
-        """Whether every text is read in lower case."""
 
     @classmethod
     def from_file(cls, path: Path) -> Tokenizer:
@@ -122,14 +134,14 @@ class Tokenizer:
         text.encode()
         lines = text.replace("\r\n", "\n").split("\n")
         ids: list[int] = []
-        for number, line in enumerate(self._encode_lines(lines)):
+        for number, line in enumerate(self.encode_lines(lines)):
             if number:
                 ids.append(self.eos_id)
             ids.extend(line)
         return ids
 
-    def _encode_lines(self, lines: list[str]) -> list[list[int]]:
-        """The ids of each of ``lines``, which have no line breaks.
+    def encode_lines(self, lines: list[str]) -> list[list[int]]:
+        """The ids of each of ``lines``, which have no line breaks; no ``<eos>`` is added.
 
         Raises:
             ValueError: the tokenizer fails on one of them.
@@ -168,14 +180,16 @@ class Tokenizer:
         if batch:
             yield self._encode_batch(batch)
 
-    def _encode_batch(self, batch: Sequence[tuple[str, bool]]) -> NDArray[np.int64]:
-        lines = self._encode_lines([text for text, _ in batch])
-        ids: list[int] = []
-        for (_, ends), line in zip(batch, lines, strict=True):
-            ids.extend(line)
+    def encode_each(self, fragments: Sequence[tuple[str, bool]]) -> list[list[int]]:
+        """The ids of each of ``(text, ends)`` fragments, with ``<eos>`` after one that ends its line."""
+        ids = self.encode_lines([text for text, _ in fragments])
+        for (_, ends), own in zip(fragments, ids, strict=True):
             if ends:
-                ids.append(self.eos_id)
-        return np.array(ids, dtype=np.int64)
+                own.append(self.eos_id)
+        return ids
+
+    def _encode_batch(self, batch: Sequence[tuple[str, bool]]) -> NDArray[np.int64]:
+        return np.array([token for own in self.encode_each(batch) for token in own], dtype=np.int64)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ``ids``, taken to begin at the start of a line."""
@@ -328,7 +342,8 @@ def _check_normalizer(normalizer: object) -> None:
     """
     if not isinstance(normalizer, dict):
         return
-    for one in _steps(normalizer):
+    inner = normalizer.get("normalizers")
+    for one in inner if isinstance(inner, list) else []:
         _check_normalizer(one)
     if normalizer.get("type") == "Precompiled":
         try:
@@ -360,29 +375,60 @@ def _check_merges(model: dict[str, Any]) -> None:
             raise ValueError(f"not a tokenizer.json: the merge {short(merge)} makes no token")
 
 
-def _steps(normalizer: object) -> list[Any]:
-    """What a normalizer that is a sequence consists of."""
+def _has_line_break(data: dict[str, Any]) -> bool:
+    """Whether a line break is a special token, as in the project's own vocabularies."""
+    added = data.get("added_tokens")
+    return any(
+        isinstance(token, dict) and token.get("content") == LINE_BREAK and token.get("special") is True
+        for token in (added if isinstance(added, list) else ())
+    )
+
+
+def steps_of(normalizer: object) -> list[Any]:
+    """What a normalizer consists of, itself or a sequence's parts."""
     inner = normalizer.get("normalizers") if isinstance(normalizer, dict) else None
-    return inner if isinstance(inner, list) else []
+    return inner if isinstance(inner, list) else [] if normalizer is None else [normalizer]
 
 
 def _kind(data: dict[str, Any]) -> Kind:
     """Tell from a ``tokenizer.json`` which of the project's own kinds it is."""
     model, pre_tokenizer, normalizer = data.get("model"), data.get("pre_tokenizer"), data.get("normalizer")
-    is_own = normalizer in (None, _LOWERCASE)
-    if not (isinstance(model, dict) and isinstance(pre_tokenizer, dict) and is_own):
+    if not (isinstance(model, dict) and isinstance(pre_tokenizer, dict)):
         return "other"
-    match model.get("type"), pre_tokenizer.get("type"):
+    own = _has_line_break(data) and steps_of(normalizer)[:1] == [CRLF]
+    if [step for step in steps_of(normalizer)[own:] if step != _LOWERCASE]:
+        return "other"
+    closed = own and _is_closed(model)
+    match "WordLevel" if closed else model.get("type"), pre_tokenizer.get("type"):
         case "WordLevel", "WhitespaceSplit":
             return "word"
-        case "WordLevel", "Split" if (
-            pre_tokenizer.get("pattern") == {"Regex": ANY_CHARACTER}
-            and pre_tokenizer.get("behavior") == "Isolated"
-        ):
-            return "char"
+        case "WordLevel", "Split":
+            how = pre_tokenizer.get("pattern"), pre_tokenizer.get("behavior")
+            if how == ({"Regex": ANY_CHARACTER}, "Isolated"):
+                return "char"
+            if how == ({"Regex": WHITE_SPACE}, "Removed"):
+                return "word"
         case "BPE", "ByteLevel" if not pre_tokenizer.get("add_prefix_space"):
             return "bpe"
     return "other"
+
+
+def _is_closed(model: dict[str, Any]) -> bool:
+    """Whether the model takes words whole or not at all, as this project's vocabularies say it."""
+    return model.get("type") == "WordPiece" and model.get("continuing_subword_prefix") == LINE_BREAK
+
+
+def _simplify(engine: tokenizers.Tokenizer, data: dict[str, Any], kind: Kind, *, lowercases: bool) -> None:
+    """Leave out what is for readers of whole texts; lines are encoded to the same ids, in less time."""
+    model = data["model"]
+    if kind != "other":
+        engine.normalizer = tokenizers.normalizers.Lowercase() if lowercases else None
+    if kind == "word":
+        engine.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    if _is_closed(model):
+        if model["unk_token"] not in model["vocab"]:
+            raise ValueError(f"the unknown token {short(model['unk_token'])} is not in the vocabulary")
+        engine.model = tokenizers.models.WordLevel(model["vocab"], unk_token=model["unk_token"])
 
 
 def _byte_alphabet() -> dict[str, int]:

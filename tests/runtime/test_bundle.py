@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 
 import lm_runtime
 from conftest import FIXTURE, TINY, Invoke, one_line
-from lm_runtime.bundle import CONFIG_FILE, TOKENIZER, TOKENS_FILE
+from lm_runtime.bundle import CONFIG_FILE, LOGITS, TOKENIZER, TOKENS_FILE
 from lm_runtime.commands.score import main as lm_score
 from lm_runtime.files import UnusableFileError
+from lm_runtime.generation.generate import generate_batch
+from lm_runtime.generation.session import Session
+from lm_runtime.models.state import initial_state
+from lm_runtime.sampling.params import SamplingParams
+
+FIXTURES = FIXTURE.parent
+EDITABLE = ("generation_config.json", "tokenizer_config.json")
 
 
 @pytest.fixture
@@ -118,11 +128,11 @@ DAMAGE: list[tuple[Callable[[Path], object], str]] = [
         lambda b: edit(b / CONFIG_FILE, tie_word_embeddings="x"),
         "tie_word_embeddings is 'x', not true or false",
     ),
-    (lambda b: (edit(b / "generation_config.json", stop=[5]), rehash(b)), "stop must be a sequence of str"),
+    (lambda b: edit(b / "generation_config.json", stop=[5]), "stop must be a sequence of str"),
     (other_tokenizer, "does not fit the model: vocabulary_sha256"),
     (lambda b: ((b / "onnx/model.onnx").write_bytes(b"junk"), rehash(b)), "not an ONNX file, or damaged"),
     (
-        lambda b: (edit(b / "generation_config.json", top_p=7), rehash(b)),
+        lambda b: edit(b / "generation_config.json", top_p=7),
         "not usable as sampling parameters .top_p must be above 0 and at most 1, got 7",
     ),
 ]
@@ -139,11 +149,15 @@ def test_damage_is_named(bundle: Path, damage: Callable[[Path], object], message
 def test_a_changed_or_missing_file_of_any_family_is_named(
     invoke: Invoke, tmp_path: Path, family_bundle: Path
 ) -> None:
-    """Each that the runtime reads, but for the configuration, which is told from others by its content."""
+    """Each that the runtime reads, but for the configuration, which is told from others by its content.
+
+    What its owner may edit must be there, whatever is in it.
+    """
     for place in sorted(path.relative_to(family_bundle) for path in family_bundle.rglob("*.*")):
         if place.name in ("README.md", CONFIG_FILE, "model_quantized.onnx"):
             continue
-        for harm, message in ((flip, "changed since the export"), (Path.unlink, "file is missing")):
+        harms = [(Path.unlink, "file is missing"), (flip, "changed since the export")]
+        for harm, message in harms[: 1 if place.name in EDITABLE else 2]:
             bundle = Path(shutil.copytree(family_bundle, tmp_path / "bundle"))
             harm(bundle / place)
             code, out, err = invoke(lm_score, "bundle", TINY / "valid.txt")
@@ -157,10 +171,62 @@ def test_the_fixture_is_whole(bundle: Path) -> None:
     assert lm_runtime.load(bundle).config.vocab_size == 200
 
 
-def test_a_card_that_was_edited_and_a_graph_that_is_not_used_do_not_matter(bundle: Path) -> None:
+def test_what_its_owner_edits_and_a_graph_that_is_not_used_do_not_matter(bundle: Path) -> None:
     (bundle / "README.md").write_text("mine")
+    edit(bundle / "tokenizer_config.json", model_max_length=512)
+    edit(bundle / "generation_config.json", temperature=0.5)
     (bundle / "onnx/model_quantized.onnx").unlink()
-    lm_runtime.load(bundle)
+    assert lm_runtime.load(bundle).defaults.temperature == 0.5
+
+
+@pytest.mark.parametrize("name", ["tiny_bundle", "format1_bundle"])
+def test_line_ends_that_version_control_converted_change_nothing(tmp_path: Path, name: str) -> None:
+    bundle = Path(shutil.copytree(FIXTURES / name, tmp_path / "bundle"))
+    (bundle / TOKENIZER).write_bytes((bundle / TOKENIZER).read_bytes() + b"\n")
+    rehash(bundle)
+    for path in bundle.glob("*.*"):
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    converted, as_written = lm_runtime.load(bundle), lm_runtime.load(FIXTURES / name)
+    assert converted.tokenizer.tokens == as_written.tokenizer.tokens
+    assert converted.defaults == as_written.defaults
+
+
+def test_a_bundle_of_format_1_gives_what_it_gave(tmp_path: Path) -> None:
+    """Its ids, its probabilities, and a session that was saved with it; the word <eos> was its line's end."""
+    model = lm_runtime.load(FIXTURES / "format1_bundle")
+    assert model.config.format_version == 1
+    assert model.tokenizer.encode("the keeper\n<eos>") == [2, 21, 0, 0]
+    expected = json.loads((FIXTURES / "tiny_bundle.expected.json").read_text())
+    logits, _ = model.step(np.array([[0]]), initial_state(model, 1))
+    assert logits[0, 0] == pytest.approx(expected["first_logits"], abs=1e-4)
+    shutil.copy(FIXTURES / "format1_session.npz", tmp_path / "session.npz")
+    session = Session.load(tmp_path / "session.npz", model)
+    case = json.loads((FIXTURES / "cases.json").read_text())["session"]
+    params = SamplingParams(**case["params"])
+    assert [piece.token for piece in generate_batch(model, [session], params)] == case["ids"]
+
+
+def test_the_output_hidden_may_come_last(bundle: Path) -> None:
+    path = bundle / "onnx/model.onnx"
+    graph = onnx.load(path)
+    (read,) = [node.input[0] for node in graph.graph.node if LOGITS in node.output]
+    for name, message in (
+        ("hidden", None),
+        ("other", "has the tensor other, which config.json does not list"),
+    ):
+        changed = copy.deepcopy(graph)
+        changed.graph.node.append(onnx.helper.make_node("Identity", [read], [name]))
+        shape = ["batch", "time", 24]
+        changed.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape))
+        onnx.save(changed, path)
+        rehash(bundle)
+        if message:
+            with pytest.raises(UnusableFileError, match=message):
+                lm_runtime.load(bundle)
+        else:
+            expected, found = lm_runtime.load(FIXTURE), lm_runtime.load(bundle)
+            token, state = np.array([[0, 5]]), initial_state(expected, 1)
+            assert np.array_equal(expected.step(token, state)[0], found.step(token, state)[0])
 
 
 def test_a_precision_that_is_not_there_is_refused_with_the_way_to_get_it(bundle: Path) -> None:
@@ -181,6 +247,5 @@ def test_tokens_txt_lists_token_and_id(bundle: Path) -> None:
 def test_the_default_length_is_read_under_both_names(bundle: Path, name: str) -> None:
     """The second is what other readers of generation_config.json look for; they write other fields, too."""
     (bundle / "generation_config.json").write_text(json.dumps({name: 17, "do_sample": True, "top_k": 3}))
-    rehash(bundle)
     defaults = lm_runtime.load(bundle).defaults
     assert (defaults.max_tokens, defaults.top_k) == (17, 3)

@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 
+import lm_runtime
 from conftest import ROOT, SMALL, TINY, Invoke, one_line
 from lm_export.command import main as lm_export
 from lm_runtime.files import UnusableFileError
@@ -60,8 +62,14 @@ def test_a_run_of_format_1_is_resumed_and_exported(invoke: Invoke, tmp_path: Pat
     checkpoint = load_checkpoint(tmp_path / "run")
     assert (checkpoint.progress.epoch, content_of(checkpoint.path)["format_version"]) == (2, 2)
     assert checkpoint.progress.valid_loss < load_checkpoint(OLD_RUN / "last.pt").progress.valid_loss
+    text = "the keeper\n\nxyzzy of\n"
     for path in (OLD_RUN / "last.pt", OLD_NGRAM):
         assert invoke(lm_export, path, "--out", path.stem)[0] == 0
+        bundle = lm_runtime.load(tmp_path / path.stem)
+        library = tokenizers.Tokenizer.from_file(str(tmp_path / path.stem / "tokenizer.json"))
+        assert bundle.config.format_version == 2
+        _, old = restore_model(load_checkpoint(path))
+        assert old.encode(text) == bundle.tokenizer.encode(text) == library.encode(text).ids[1:]
 
 
 def test_an_ngram_run_of_format_1_without_tables_is_not_exported(invoke: Invoke, tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_ends_that_stand_there_already_and_json_lines_are_said(invoke: Invoke, t
     for name, note in (
         (
             "ends.txt",
-            "note: the lines of ends.txt end in <eos> already, and each line's end is one: they are doubled",
+            "note: the lines of ends.txt end in <eos>, which is text: each line's end is a token already",
         ),
         ("texts.jsonl", "note: texts.jsonl looks like JSON Lines: its keys and quotes are learned as text"),
     ):

@@ -20,7 +20,8 @@ import lm_runtime
 from conftest import FIXTURE, TINY
 from lm_runtime.files import UnusableFileError
 from lm_runtime.generation.session import Session
-from lm_runtime.models.ngram import NgramModel, log_probabilities
+from lm_runtime.models.ngram import NgramModel
+from lm_runtime.models.ngram_lookup import log_probabilities
 from lm_runtime.models.ngram_tables import NgramTables
 from lm_runtime.models.state import initial_state, join_states, read
 from lm_runtime.sampling.params import SamplingParams

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from lm_export.errors import ExportError
 from lm_runtime.bundle import ARPA, TABLES, BundleConfig
 from lm_runtime.files import write_whole
-from lm_runtime.models.ngram import log_probabilities
+from lm_runtime.models.ngram_lookup import log_probabilities
 from lm_runtime.models.ngram_tables import NgramTables
 from lm_runtime.models.protocol import BundleModel
 

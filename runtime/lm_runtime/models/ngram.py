@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from lm_runtime.bundle import CONFIG_FILE, TABLES, Precision, StateTensor
 from lm_runtime.files import UnusableFileError
+from lm_runtime.models.ngram_lookup import log_probabilities
 from lm_runtime.models.ngram_tables import NgramTables
 from lm_runtime.models.opened import open_bundle, open_same
 from lm_runtime.models.protocol import State
@@ -22,7 +23,6 @@ from lm_runtime.tokenizer import Tokenizer
 
 CONTEXT = "context"
 """The state's name."""
-_PART_TOKENS = 1 << 16
 
 Nodes = list[int]
 """The contexts at a place in the text that were seen, by their numbers: the last word, the last two ..."""
@@ -69,32 +69,6 @@ class _Trie:
             else:
                 weights.pop()
 
-    def log_probability(self, nodes: Nodes, token: int) -> float:
-        """The log-probability of one token after ``nodes``."""
-        weight = 0.0
-        for level in range(len(nodes) - 1, -1, -1):
-            if (found := self._child(level, nodes[level], token)) >= 0:
-                return weight + float(self.tables.log_probabilities[level + 1][found])
-            weight += self._backoffs[level][nodes[level]]
-        return weight + float(self.tables.log_probabilities[0][token])
-
-
-def log_probabilities(tables: NgramTables, ids: NDArray[Any]) -> NDArray[np.float32]:
-    """The natural-log probability of each token of a text, without those of all others: ``(tokens,)``.
-
-    Args:
-        tables: the model.
-        ids: the text ``(tokens,)``; it begins after an ``<eos>``.
-    """
-    trie = _Trie(tables)
-    nodes = trie.read([], tables.eos_id)
-    result = np.empty(ids.size, dtype=np.float32)
-    for start in range(0, ids.size, _PART_TOKENS):
-        for place, token in enumerate(ids[start : start + _PART_TOKENS].tolist(), start):
-            result[place] = trie.log_probability(nodes, token)
-            nodes = trie.read(nodes, token)
-    return result
-
 
 class NgramModel:
     """Tables and their tokenizer, ready to step.
@@ -137,6 +111,16 @@ class NgramModel:
         """As :meth:`lm_runtime.models.protocol.StepModel.advance`."""
         self._check(token, state)
         return _shift(token, state)
+
+    def score(self, ids: NDArray[np.int64], state: State) -> tuple[NDArray[np.float32], State]:
+        """As :meth:`lm_runtime.models.protocol.DirectModel.score`."""
+        token = ids[:, :-1]
+        self._check(token, state)
+        values = np.empty(token.shape, dtype=np.float32)
+        for row, tokens, context in zip(values, ids, state[0], strict=True):
+            before = np.append(context[context > 0] - 1, tokens[0])
+            row[:] = log_probabilities(self.tables, tokens[1:], before)
+        return values, _shift(token, state)
 
     def stepper(self, state: State) -> NgramStepper:
         """As :meth:`lm_runtime.models.protocol.StepModel.stepper`."""

@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from lm_runtime.bundle import LOGITS, LOGITS_FROM, MODELS, TOKEN, BundleConfig, Precision
+from lm_runtime.bundle import HIDDEN, LOGITS, LOGITS_FROM, MODELS, TOKEN, BundleConfig, Precision
 from lm_runtime.files import UnusableFileError, first_line, reading
 from lm_runtime.models.graph_file import check_graph_file
 from lm_runtime.models.opened import open_bundle, open_same
@@ -215,6 +215,9 @@ def _check_graph(
         type_ = {"float32": "tensor(float)", "int64": "tensor(int64)"}[state.dtype]
         wanted[state.name] = wanted[state.output] = type_, list(state.shape)
     tensors = {tensor.name: tensor for tensor in inputs_and_outputs}
+    hidden = inputs_and_outputs[-1]
+    if (hidden.name, hidden.type, len(hidden.shape)) == (HIDDEN, "tensor(float)", 3):
+        wanted[HIDDEN] = hidden.type, [None, None, hidden.shape[2]]
     if extra := sorted(tensors.keys() - wanted.keys()):
         raise UnusableFileError(path, f"has the tensor {extra[0]}, which config.json does not list")
     for name, (dtype, shape) in wanted.items():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,6 +71,21 @@ class StepModel(Protocol):
     @property
     def identity(self) -> str:
         """What tells the weights from all others: a state goes only with the weights that made it."""
+
+
+@runtime_checkable
+class DirectModel(StepModel, Protocol):
+    """A step model that finds the probability of one token without those of all others.
+
+    Nothing before an ``<eos>`` changes what it gives after it, so that many texts can be scored as one.
+    """
+
+    def score(self, ids: NDArray[np.int64], state: State) -> tuple[NDArray[np.float32], State]:
+        """Read all of ``ids`` ``(batch, time + 1)`` but the last, which is only predicted.
+
+        Returns:
+            the log-probability of each but the first, ``(batch, time)``, and the new state.
+        """
 
 
 class BundleModel(StepModel, Protocol):

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lm_runtime.files import UnusableFileError
-from lm_runtime.models.protocol import StepModel
+from lm_runtime.models.protocol import DirectModel, StepModel
 from lm_runtime.models.state import READ_TOKENS, initial_state
 from lm_runtime.softmax import log_softmax_at
 from lm_runtime.text_files import Fragments, read_fragments, whole_lines
@@ -174,8 +174,17 @@ def id_log_probabilities(
         parts: the text, ``(tokens,)`` in each part.
         call: the most tokens in one call of the model.
     """
-    for targets, logits in predictions(model, parts, call=call):
-        yield targets, log_softmax_at(logits, targets)
+    if not isinstance(model, DirectModel):
+        for targets, logits in predictions(model, parts, call=call):
+            yield targets, log_softmax_at(logits, targets)
+        return
+    state = initial_state(model, 1)
+    previous = model.tokenizer.eos_id
+    for ids in parts:
+        read = np.append(previous, ids)
+        values, state = model.score(read[None], state)
+        previous = int(read[-1])
+        yield ids, values[0]
 
 
 def predictions(

@@ -12,11 +12,12 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from lm_runtime.models.protocol import StepModel
+from lm_runtime.models.protocol import DirectModel, StepModel
 from lm_runtime.models.state import initial_state, join_states, take_states
 from lm_runtime.scoring.score import Score, TextCount, add_up, unknown_tokens
 from lm_runtime.softmax import log_normalizers
 from lm_runtime.text_files import split_fragments
+from lm_runtime.tokenizer import Tokenizer
 
 _CHUNK_TEXTS = 1024
 _CHUNK_CHARACTERS = 1 << 20
@@ -49,8 +50,8 @@ def score_texts(model: StepModel, texts: Iterable[str]) -> Iterator[Score]:
         raise ValueError(f"texts must be a sequence of texts, got the text {texts!r}")
     for chunk in _chunks(texts):
         counts = [TextCount() for _ in chunk]
-        ids = [_encode(model, text, count) for text, count in zip(chunk, counts, strict=True)]
-        for tokens, count, (values, _) in zip(ids, counts, _scores(model, ids), strict=True):
+        ids = _encode(model.tokenizer, chunk, counts)
+        for tokens, count, values in zip(ids, counts, _log_probabilities(model, ids), strict=True):
             unknown = unknown_tokens(model, tokens)
             yield Score(add_up(values), tokens.size, unknown, count.bytes, count.words)
 
@@ -87,10 +88,30 @@ def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
         yield chunk
 
 
-def _encode(model: StepModel, text: str, count: TextCount) -> NDArray[np.int64]:
-    """The ids of a text's lines, each ended by ``<eos>``; an empty text is an empty line."""
-    fragments = count.count(split_fragments(text))
-    return np.concatenate(list(model.tokenizer.encode_fragments(fragments)))
+def _encode(
+    tokenizer: Tokenizer, texts: Sequence[str], counts: Sequence[TextCount]
+) -> list[NDArray[np.int64]]:
+    """The ids of each text's lines, each ended by ``<eos>``; an empty text is an empty line."""
+    fragments: list[tuple[str, bool]] = []
+    last = []
+    for text, count in zip(texts, counts, strict=True):
+        fragments += count.count(split_fragments(text))
+        last.append(len(fragments))
+    encoded = tokenizer.encode_each(fragments)
+    ids = np.array([id_ for fragment in encoded for id_ in fragment], dtype=np.int64)
+    sizes = np.cumsum([len(fragment) for fragment in encoded])
+    return np.split(ids, sizes[np.array(last[:-1], dtype=np.int64) - 1])
+
+
+def _log_probabilities(
+    model: StepModel, texts: Sequence[NDArray[np.int64]]
+) -> Iterable[NDArray[np.float32]]:
+    """The log-probability of each token of each text, all of which end with ``<eos>``."""
+    if not isinstance(model, DirectModel):
+        return (values for values, _ in _scores(model, texts))
+    read = np.concatenate([[model.tokenizer.eos_id], *texts])
+    values, _ = model.score(read[None], initial_state(model, 1))
+    return np.split(values[0], np.cumsum([ids.size for ids in texts])[:-1])
 
 
 def _scores(

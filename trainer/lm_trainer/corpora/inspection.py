@@ -35,7 +35,7 @@ def inspect(path: Path) -> tuple[str, ...]:
     notes = []
     if len(lines) > 1 and all(line.endswith(EOS.encode()) for line in lines):
         notes.append(
-            f"note: the lines of {path} end in {EOS} already, and each line's end is one: they are doubled"
+            f"note: the lines of {path} end in {EOS}, which is text: each line's end is a token already"
         )
     if len(lines) > 1 and all(map(_is_json_object, lines)):
         notes.append(f"note: {path} looks like JSON Lines: its keys and quotes are learned as text")

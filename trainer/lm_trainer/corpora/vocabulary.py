@@ -6,22 +6,14 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tokenizers import (
-    AddedToken,
-    Regex,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-    trainers,
-)
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Engine
 
 from lm_runtime.tokenizer import ANY_CHARACTER, EOS, UNK, Tokenizer
 from lm_trainer.config import TokenizerConfig
 from lm_trainer.corpora import words
 from lm_trainer.corpora.sentencepiece import read_sentencepiece
+from lm_trainer.corpora.tokenizer_form import with_line_breaks
 
 _BYTES = 256
 _LONGEST_RUN = 1000
@@ -64,11 +56,7 @@ def make_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
                 "tokenizer must be word, words, char, bpe, a tokenizer.json or a SentencePiece .model, "
                 f"got {other}"
             )
-    # For other readers of the file, who then end lines as this project does.
-    engine.post_processor = processors.TemplateProcessing(
-        single=f"$A {EOS}", special_tokens=[(EOS, engine.token_to_id(EOS))]
-    )
-    return Tokenizer(engine.to_str())
+    return with_line_breaks(Tokenizer(engine.to_str()))
 
 
 def _closed_vocabulary(

@@ -14,6 +14,10 @@ from lm_runtime.tokenizer import UNK
 _SPACE = "\u2581"
 _LETTERS = r"[\p{L}\p{M}\p{N}_]"
 _CLOSING = r",.;:!?)\]}\u2026"
+_WORD = rf"{_LETTERS}+(?:['\u2019]{_LETTERS}+)*"
+_MARK = rf"[^\p{{L}}\p{{M}}\p{{N}}_{_SPACE}]"
+PATTERN = rf"{UNK}|{_SPACE}?(?:{_WORD}|{_MARK})|{_SPACE}"
+"""A word, with apostrophes inside it, or one mark; with the space before it."""
 
 
 def normalizer(*, lowercase: bool) -> normalizers.Normalizer:
@@ -21,7 +25,7 @@ def normalizer(*, lowercase: bool) -> normalizers.Normalizer:
     steps = [
         normalizers.Replace(Regex(r"[^\S\n]+$"), ""),
         normalizers.Replace(Regex(r"[^\S\n]+"), _SPACE),
-        normalizers.Replace(Regex(rf"^(?![{_SPACE}{_CLOSING}])"), _SPACE),
+        normalizers.Replace(Regex(rf"^(?=[^\n{_SPACE}{_CLOSING}])"), _SPACE),
         # A corpus in which rare words are replaced already, such as the Penn Treebank.
         normalizers.Replace(Regex(rf"{_SPACE}{UNK}(?={_SPACE}|$)"), UNK),
     ]
@@ -29,10 +33,8 @@ def normalizer(*, lowercase: bool) -> normalizers.Normalizer:
 
 
 def pre_tokenizer() -> pre_tokenizers.PreTokenizer:
-    """A word, with apostrophes inside it, or one mark; with the space before it."""
-    word = rf"{_LETTERS}+(?:['\u2019]{_LETTERS}+)*"
-    mark = rf"[^\p{{L}}\p{{M}}\p{{N}}_{_SPACE}]"
-    return pre_tokenizers.Split(Regex(rf"{UNK}|{_SPACE}?(?:{word}|{mark})|{_SPACE}"), "isolated")
+    """Cut into :data:`PATTERN`."""
+    return pre_tokenizers.Split(Regex(PATTERN), "isolated")
 
 
 def decoder() -> decoders.Decoder:

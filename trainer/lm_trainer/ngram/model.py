@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lm_runtime.bundle import StateTensor
-from lm_runtime.models.ngram import NgramModel, log_probabilities, ngram_states
+from lm_runtime.models.ngram import NgramModel, ngram_states
+from lm_runtime.models.ngram_lookup import log_probabilities
 from lm_runtime.models.ngram_tables import NgramTables
 from lm_runtime.tokenizer import Tokenizer
 
