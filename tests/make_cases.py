@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,7 @@ def scored(model: BundleModel) -> dict[str, Any]:
         "ids": [token for ids, _ in parts for token in ids.tolist()],
         "log_probabilities": [value for _, values in parts for value in values.tolist()],
         "perplexity": score.perplexity,
-        "bits_per_byte": score.bits_per_byte,
+        "bits_per_byte": -score.log_probability / math.log(2) / score.bytes,
         "perplexity_per_word": score.perplexity_per_word,
     }
 

@@ -9,6 +9,7 @@ from lm_export.formats.registry import model_files
 from lm_export.forms.registry import form_of
 from lm_runtime.bundle import BundleConfig
 from lm_runtime.commands import file_size
+from lm_runtime.scoring.score import bits_in_words
 from lm_trainer.families import FAMILIES
 
 INT8_FORM = (
@@ -74,7 +75,8 @@ def _valid(figures: dict[str, Any] | None) -> str:
     words = "" if a_word is None else f"{a_word:.2f} a word, "
     return (
         f"Validation perplexity {figures['perplexity']:.2f} a token, {words}"
-        f"{figures['bits_per_byte']:.3f} bits a byte ({figures['tokens']:,} tokens, "
+        f"{bits_in_words(figures['bits_per_byte'], figures['unknown'], figures['tokens'])} "
+        f"({figures['tokens']:,} tokens, "
         f"{figures['unknown']:,} of them unknown)."
     )
 

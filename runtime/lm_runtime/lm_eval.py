@@ -18,10 +18,12 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from lm_runtime.bundle import MODELS
+from lm_runtime.commands.messages import note
 from lm_runtime.generation.complete import Request, complete
 from lm_runtime.models.load import load
 from lm_runtime.models.protocol import StepModel
 from lm_runtime.sampling.params import SamplingParams
+from lm_runtime.scoring.score import not_comparable, unknown_tokens
 from lm_runtime.scoring.texts import score_ids
 
 # Else lm-eval forks for its standard errors, and a fork of a process with threads may wait for ever.
@@ -98,9 +100,15 @@ class StepLM(LM):  # type: ignore[misc]  # lm_eval publishes no types
         return results
 
     def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
-        """The log-probability of each text, of any length: of its tokens, ``<eos>`` for a line break."""
+        """The log-probability of each text, of any length: of its tokens, ``<eos>`` for a line break.
+
+        Says so where the texts have unknown words, whose spelling costs the model nothing.
+        """
         texts = [request.args[0] for request in requests]
         pairs: list[tuple[Ids, Ids]] = [([], self._model.tokenizer.encode(text)) for text in texts]
+        ids = np.array([token for _, text in pairs for token in text], dtype=np.int64)
+        if why := not_comparable(unknown_tokens(self._model, ids), ids.size):
+            note(f"steplm: bits_per_byte and perplexities are {why}")
         results = [value for value, _ in score_pairs(self._model, pairs)]
         for request, result in zip(requests, results, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, result)

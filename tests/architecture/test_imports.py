@@ -146,7 +146,8 @@ def test_help_waits_for_nothing_heavy(module: str) -> None:
 def test_a_missing_extra_is_named_in_one_line(tmp_path: Path, module: str, name: str) -> None:
     result = python(f"import {module}.command as c; c.main([])", ("torch",), cwd=tmp_path)
     assert result.returncode == 1
-    expected = f"{name}: torch is not installed; install the training extra: pip install 'steplm[train]'\n"
+    extra = "install the training extra: pip install '.[train]' in steplm's folder"
+    expected = f"{name}: torch is not installed; {extra}\n"
     assert result.stderr == expected
     assert list(tmp_path.iterdir()) == []
 
@@ -157,7 +158,7 @@ def test_tensorboard_is_missed_before_anything_is_done(tmp_path: Path) -> None:
     assert result.returncode == 1
     assert result.stderr == (
         "lm-train: tensorboard is not installed; install the tensorboard extra: "
-        "pip install 'steplm[tensorboard]'\n"
+        "pip install '.[tensorboard]' in steplm's folder\n"
     )
     assert list(tmp_path.iterdir()) == []
 

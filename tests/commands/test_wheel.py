@@ -50,7 +50,9 @@ def test_the_trainer_s_commands_name_the_extra(tmp_path: Path) -> None:
     for name in ("lm-train", "lm-export"):
         error = run(name, cwd=tmp_path, code=1).stderr
         assert error.startswith(f"{name}: ")
-        assert error.endswith("is not installed; install the training extra: pip install 'steplm[train]'\n")
+        assert error.endswith(
+            "is not installed; install the training extra: pip install '.[train]' in steplm's folder\n"
+        )
         assert error.count("\n") == 1
         assert run(name, "--help", cwd=tmp_path).stdout.startswith(f"Usage: {name}")
 

@@ -465,5 +465,6 @@ def test_without_the_extra_the_message_names_it(invoke: Invoke, monkeypatch: pyt
     code, out, err = invoke(lm_generate, FIXTURE, "--regex", "never compiled before")
     assert (code, out) == (1, "")
     assert one_line(err) == (
-        "lm-generate: llguidance is not installed; install the regex extra: pip install 'steplm[regex]'"
+        "lm-generate: llguidance is not installed; install the regex extra: "
+        "pip install '.[regex]' in steplm's folder"
     )

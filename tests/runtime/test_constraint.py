@@ -389,6 +389,6 @@ def test_a_tokenizer_of_another_kind_is_refused() -> None:
 
 def test_without_the_extra_the_message_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llguidance", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'steplm\[regex\]'") as caught:
+    with pytest.raises(ModuleNotFoundError, match=r"pip install '.\[regex\]' in steplm's folder") as caught:
         Pattern("a", small("char"))
     assert caught.value.name == "llguidance"

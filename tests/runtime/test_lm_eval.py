@@ -269,5 +269,6 @@ def test_a_missing_extra_is_named(tmp_path: Path) -> None:
     )
     assert result.returncode == 1
     assert result.stderr == (
-        "lm-eval-steplm: lm_eval is not installed; install the eval extra: pip install 'steplm[eval]'\n"
+        "lm-eval-steplm: lm_eval is not installed; install the eval extra: "
+        "pip install '.[eval]' in steplm's folder\n"
     )

@@ -51,6 +51,8 @@ Presets:
 )
 
 _THIS_CALL = "This call"
+_MUCH = 1.5
+"""Ratio of the perplexities of a text's stretches from which on it is said."""
 
 
 class _TrainCommand(Command):
@@ -148,6 +150,8 @@ def main(
 
 def _conclude(summary: dict[str, Any], best: Path) -> None:
     """Print the figures of a complete run, and where its best checkpoint is."""
+    from lm_runtime.scoring.score import bits_in_words
+
     baselines = ", ".join(f"{name} {value:,.1f}" for name, value in summary["baselines"].items())
     for split in ("valid", "test"):
         if figures := summary.get(split):
@@ -155,9 +159,13 @@ def _conclude(summary: dict[str, Any], best: Path) -> None:
             words = "" if a_word is None else f"{a_word:.1f} a word, "
             note(
                 f"{split} perplexity {figures['perplexity']:.2f} a token "
-                f"({words}{figures['bits_per_byte']:.3f} bits a byte)"
+                f"({words}{bits_in_words(figures['bits_per_byte'], figures['unknown'], figures['tokens'])})"
                 + (f"; against {baselines}" if split == "valid" else "")
             )
+            parts = figures.get("stretches", [0.0])
+            if max(parts) > _MUCH * min(parts):
+                shown = ", ".join(f"{part:.1f}" for part in parts)
+                note(f"note: the {len(parts)} stretches of the {split} text differ: perplexity {shown}")
     early = " (stopped early: validation no longer improved)" if summary.get("stopped_early") else ""
     report = best.with_name(REPORT)
     note(

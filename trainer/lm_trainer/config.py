@@ -21,6 +21,10 @@ _WIDEST = 1 << 16
 _LARGEST = 1 << 20
 
 
+DEFAULT_VOCABULARY = {"bpe": 2048, "word": 10_000, "words": 10_000, "char": 1000}
+"""The most tokens of each kind of tokenizer, where neither the call nor a preset of that kind says it."""
+
+
 @dataclass(frozen=True)
 class TokenizerConfig:
     """How the corpus is cut into tokens."""
@@ -32,8 +36,9 @@ class TokenizerConfig:
         group=VOCABULARY,
     )
     vocab_size: int = setting(
-        2048,
-        help="Most tokens in the vocabulary, <eos> and <unk> included.",
+        DEFAULT_VOCABULARY["bpe"],
+        help="Most tokens in the vocabulary, <eos> and <unk> included; unless given the preset's, or with "
+        f"another tokenizer {', '.join(f'{size} ({kind})' for kind, size in DEFAULT_VOCABULARY.items())}.",
         low=3,
         high=1 << 24,
         group=VOCABULARY,

@@ -162,6 +162,8 @@ def plan(call: Call, *, has_run: bool) -> Plan:
     if call.resume and has_run:
         # The preset alone need not allow what the run allowed: unless named, it is not asked.
         held = _of_preset(preset.with_options(given), run) if names_preset else {}
+        if "tokenizer" in given:  # whose vocabulary's size was another in earlier versions
+            held.pop("vocab_size", None)
         held |= given | {name: value for name, value in call.given.items() if name in ("corpus", "init")}
         return Plan(Action.RESUME, run, preset, held=held)
     recipe = preset.with_options(given)

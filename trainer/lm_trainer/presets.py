@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lm_runtime.settings import settings_of
-from lm_trainer.config import ModelConfig, TokenizerConfig, TrainingConfig
+from lm_trainer.config import DEFAULT_VOCABULARY, ModelConfig, TokenizerConfig, TrainingConfig
 from lm_trainer.families import FAMILIES
 
 
@@ -49,6 +49,7 @@ class Preset:
     def with_options(self, given: dict[str, Any]) -> Preset:
         """The preset with the values ``given`` in place of its own, each by its field's name.
 
+        Another tokenizer than the preset's has a vocabulary of its own size, unless that is given.
         A tied model gets the projection that its sizes need, unless that, or tied and both sizes, are given.
 
         Raises:
@@ -62,7 +63,7 @@ class Preset:
             raise ValueError(
                 f"{next(iter(training))} does not apply to {model_type}: it is estimated in one pass"
             )
-        tokenizer = dataclasses.replace(self.tokenizer, **_part(TokenizerConfig, given))
+        tokenizer = self._tokenizer(_part(TokenizerConfig, given))
         model = {
             **family.defaults,
             **self.model,
@@ -84,6 +85,12 @@ class Preset:
             model=model,
             training=dataclasses.replace(self.training, **training),
         )
+
+    def _tokenizer(self, given: dict[str, Any]) -> TokenizerConfig:
+        kind = given.get("tokenizer", self.tokenizer.tokenizer)
+        if kind != self.tokenizer.tokenizer and kind in DEFAULT_VOCABULARY:
+            given = {"vocab_size": DEFAULT_VOCABULARY[kind], **given}
+        return dataclasses.replace(self.tokenizer, **given)
 
 
 def _part(record: type, given: dict[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 import click
 
 from lm_runtime.commands import output
-from lm_runtime.commands.messages import note, one_line
+from lm_runtime.commands.messages import how_to_add, note, one_line
 from lm_runtime.commands.options import GroupedCommand, option
 from lm_runtime.files import UnusableFileError
 
@@ -72,6 +72,7 @@ class Command(GroupedCommand):
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Run the command and exit the process."""
         kwargs["standalone_mode"] = False
+        kwargs.setdefault("prog_name", self.name)  # also by python -m
         _fill_closed_streams()
         if sys.stdout is None:
             self._fail("standard output is closed", 1)
@@ -93,9 +94,7 @@ class Command(GroupedCommand):
             self._fail(str(error), 2)
         except ModuleNotFoundError as error:
             extra, called = _EXTRAS.get(error.name or "", ("train", "training"))
-            self._fail(
-                f"{error.name} is not installed; install the {called} extra: pip install 'steplm[{extra}]'", 1
-            )
+            self._fail(f"{error.name} is not installed; install the {called} extra: {how_to_add(extra)}", 1)
         except ImportError as error:
             # A library that is installed: there is no memory for it, or it misses another one.
             self._fail(str(error), 1)

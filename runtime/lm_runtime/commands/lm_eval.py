@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-from lm_runtime.commands.messages import one_line
+from lm_runtime.commands.messages import how_to_add, one_line
 from lm_runtime.files import UnusableFileError
 
 
@@ -16,8 +16,7 @@ def main() -> None:
         command_line = importlib.import_module("lm_eval.__main__")
     except ModuleNotFoundError as error:
         sys.exit(
-            f"lm-eval-steplm: {error.name} is not installed; "
-            "install the eval extra: pip install 'steplm[eval]'"
+            f"lm-eval-steplm: {error.name} is not installed; install the eval extra: {how_to_add('eval')}"
         )
     try:
         command_line.cli_evaluate()

@@ -24,6 +24,11 @@ def one_line(text: str) -> str:
     return printable(" ".join(text.split()))
 
 
+def how_to_add(extra: str) -> str:
+    """How an extra of the package is installed, as in the README."""
+    return f"pip install '.[{extra}]' in steplm's folder"
+
+
 def note(text: str) -> None:
     """Tell the person at the terminal something that is not part of the result; nobody may be listening."""
     if sys.stderr is not None:

@@ -9,7 +9,7 @@ from lm_runtime.files import UnusableFileError
 from lm_runtime.models.protocol import StepModel
 from lm_runtime.scoring.page import write_page
 from lm_runtime.scoring.passages import Passages
-from lm_runtime.scoring.score import Score, TextCount
+from lm_runtime.scoring.score import Score, TextCount, not_comparable
 from lm_runtime.scoring.tokens import TokenScore, token_scores
 from lm_runtime.text_files import Fragments
 
@@ -45,7 +45,7 @@ def score_to_page(model: StepModel, fragments: Fragments, name: str, page: Path,
     passages.read(added(token_scores(model, count.count(fragments), best)))
     if not passages.tokens:
         raise UnusableFileError(name, "empty: there is nothing to score")
-    result = Score(total, passages.tokens, unknown, count.bytes, count.words)
+    result = count.score(total, passages.tokens, unknown)
     a_word = result.perplexity_per_word
     facts = [
         ("tokens", f"{result.tokens:,}, {result.unknown:,} of them unknown"),
@@ -53,7 +53,13 @@ def score_to_page(model: StepModel, fragments: Fragments, name: str, page: Path,
             "perplexity",
             f"{result.perplexity:,.2f} a token" + ("" if a_word is None else f", {a_word:,.2f} a word"),
         ),
-        ("bits", f"{result.bits_per_byte:.4f} a byte"),
+        ("bits", _bits(result)),
     ]
     write_page(page, title, facts, passages)
     return result
+
+
+def _bits(score: Score) -> str:
+    if (bits := score.bits_per_byte) is None:
+        return not_comparable(score.unknown, score.tokens)
+    return f"{bits:.4f} a byte"

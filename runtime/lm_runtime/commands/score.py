@@ -278,11 +278,14 @@ def _record(score: Score) -> dict[str, float | None]:
 
 
 def _sentence(score: Score) -> str:
+    from lm_runtime.scoring.score import bits_in_words
+
     a_word = score.perplexity_per_word
     words = "" if a_word is None else f", {_figure(a_word, 2)} a word"
+    bits = bits_in_words(score.bits_per_byte, score.unknown, score.tokens, 4)
     return (
         f"perplexity {_figure(score.perplexity, 4)} a token{words}; "
-        f"{score.bits_per_byte:.4f} bits a byte; log-probability {score.log_probability:.2f} "
+        f"{bits}; log-probability {score.log_probability:.2f} "
         f"over {score.tokens:,} tokens, {score.unknown:,} of them unknown"
     )
 

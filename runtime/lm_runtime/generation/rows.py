@@ -15,6 +15,7 @@ from lm_runtime.sampling.filters import Logits
 from lm_runtime.sampling.params import SamplingParams
 from lm_runtime.sampling.processors import Constraint, Processor, processors_of
 from lm_runtime.sampling.sampler import NotFiniteError, Sampler
+from lm_runtime.settings import short
 from lm_runtime.softmax import log_softmax
 from lm_runtime.tokenizer import Tokenizer
 
@@ -36,6 +37,10 @@ class Piece:
     """The model's, before temperature and penalties; None where it was not asked for."""
     alternatives: tuple[tuple[int, float], ...] = field(default=(), repr=False)
     """The most probable tokens and their log-probabilities, best first."""
+
+    def __repr__(self) -> str:
+        finish = f", finish={self.finish!r}" if self.finish else ""
+        return f"Piece({short(self.text)}, index={self.index}, token={self.token}{finish})"
 
 
 class Row:

@@ -86,6 +86,10 @@ class Session:
     running: bool = False
     """Whether an engine has it: then ``state`` is that of an earlier token, until it leaves the engine."""
 
+    def __repr__(self) -> str:
+        size = sum(tensor.nbytes for tensor in self.state)
+        return f"Session(position={self.position}, token={self.token}, state of {size:,} bytes)"
+
     @classmethod
     def start(cls, model: StepModel, prompt: str = "", *, seed: int = 0, index: int = 0) -> Session:
         """Read ``prompt`` from a zero state that has read one ``<eos>``.

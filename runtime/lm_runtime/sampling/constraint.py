@@ -70,7 +70,10 @@ class Pattern:
         try:
             from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper, regex_to_lark
         except ModuleNotFoundError as error:
-            message = "llguidance is not installed; install the regex extra: pip install 'steplm[regex]'"
+            message = (
+                "llguidance is not installed; install the regex extra: "
+                "pip install '.[regex]' in steplm's folder"
+            )
             raise ModuleNotFoundError(message, name=error.name) from None
         self.name = f"regex {short(pattern)}"
         """What messages call it."""

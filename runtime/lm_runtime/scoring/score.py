@@ -7,6 +7,7 @@ is predicted from a zero state that has read one ``<eos>``; the state is carried
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -23,6 +24,23 @@ from lm_runtime.tokenizer import count_words
 
 _LARGEST_WORD_LOSS = 50.0
 """Nats: of a text whose words cost more on average, what stands between spaces is no words."""
+_MOST_UNKNOWN = 0.001
+"""The largest share of unknown tokens at which bits a byte are given: to spell these words in bytes would add
+about a hundredth of a bit."""
+_FEWEST_ORDINARY = 0.75
+"""The share of ordinary words of a text that is made of words: prose has 0.85 to 1, code 0.5 to 0.7."""
+_FEWEST_IN_A_LINE = 2
+"""Words a line of a text that is made of words; a list of names has one."""
+
+_NO_SPACES = (
+    r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+"""Scripts that are written without spaces: Thai to Lao, Burmese, Khmer, Japanese, Chinese."""
+_LETTER = rf"[^\x00-\x40\x5b-\x60\x7b-\x7f\s{_NO_SPACES}]"
+_ORDINARY = re.compile(
+    rf"(?<!\S)[^\w\s]{{0,3}}{_LETTER}(?:{_LETTER}|['.-](?={_LETTER})){{0,23}}[^\w\s]{{0,4}}(?!\S)"
+)
+"""Up to 24 letters, also with a dot, hyphen or apostrophe between two of them, and punctuation around."""
 
 
 def perplexity(loss: float) -> float:
@@ -44,6 +62,10 @@ class Score:
     """The text's length in UTF-8, a byte for each line break."""
     words: int
     """The words (:func:`lm_runtime.tokenizer.count_words`), and one more for each line's end."""
+    lines: int = 0
+    """How many lines it has; 0 where that was not counted."""
+    ordinary: int = 0
+    """How many of the words look like words of prose."""
 
     def __add__(self, other: Score) -> Score:
         """The score of both texts, scored apart."""
@@ -56,30 +78,83 @@ class Score:
         return perplexity(-self.log_probability / self.tokens)
 
     @property
-    def bits_per_byte(self) -> float:
-        """Comparable between tokenizers, where no token is ``<unk>``."""
+    def bits_per_byte(self) -> float | None:
+        """Comparable between tokenizers; None where more than 0.1 % of the tokens are ``<unk>``.
+
+        Those are not told apart, so their spelling costs nothing, and the figure would be too low.
+        """
+        if not_comparable(self.unknown, self.tokens):
+            return None
         return -self.log_probability / math.log(2) / self.bytes
 
     @property
     def perplexity_per_word(self) -> float | None:
-        """Comparable between tokenizers, where no token is ``<unk>``; None for a text without word breaks."""
+        """Comparable between tokenizers, where no token is ``<unk>``; None where the text has no words.
+
+        It has none where they cost more than 50 nats on average, where there are fewer than two in a line
+        (names), or where less than three quarters look like words of prose (code, DNA, Chinese).
+        """
         loss = -self.log_probability / self.words
-        return perplexity(loss) if loss <= _LARGEST_WORD_LOSS else None
+        if loss > _LARGEST_WORD_LOSS or not self._has_words:
+            return None
+        return perplexity(loss)
+
+    @property
+    def _has_words(self) -> bool:
+        words = self.words - self.lines
+        return not self.lines or (
+            words >= _FEWEST_IN_A_LINE * self.lines and self.ordinary >= _FEWEST_ORDINARY * words
+        )
+
+
+def not_comparable(unknown: int, tokens: int) -> str:
+    """Why a text's figures do not compare with those of other tokenizers, in words; empty where they do.
+
+    Args:
+        unknown: how many of its tokens are ``<unk>``.
+        tokens: how many there are.
+    """
+    return (
+        f"not comparable: {unknown / tokens * 100:.1f} % unknown" if unknown > _MOST_UNKNOWN * tokens else ""
+    )
+
+
+def bits_in_words(bits_per_byte: float | None, unknown: int, tokens: int, places: int = 3) -> str:
+    """Bits a byte for a reader, or why there is no such figure.
+
+    Args:
+        bits_per_byte: of a :class:`Score`.
+        unknown: how many of its tokens were ``<unk>``.
+        tokens: how many there were.
+        places: decimals.
+    """
+    if bits_per_byte is None:
+        return f"bits a byte {not_comparable(unknown, tokens)}"
+    return f"{bits_per_byte:.{places}f} bits a byte"
 
 
 @dataclass
 class TextCount:
-    """Bytes and words of the fragments that pass through :meth:`count`."""
+    """Bytes, words and lines of the fragments that pass through :meth:`count`."""
 
     bytes: int = 0
     words: int = 0
+    lines: int = 0
+    ordinary: int = 0
 
     def count(self, fragments: Iterable[tuple[str, bool]]) -> Iterator[tuple[str, bool]]:
         """Pass ``fragments`` on and count them."""
         for text, ends in fragments:
             self.bytes += len(text.encode()) + ends
             self.words += count_words(text) + ends
+            self.lines += ends
+            self.ordinary += len(_ORDINARY.findall(text))
             yield text, ends
+
+    def score(self, log_probability: float, tokens: int, unknown: int) -> Score:
+        """The score of the text that was counted."""
+        counted = self.bytes, self.words, self.lines, self.ordinary
+        return Score(log_probability, tokens, unknown, *counted)
 
 
 def read_texts(path: str | Path) -> Iterator[str]:
@@ -146,7 +221,7 @@ def score_fragments(
         unknown += unknown_tokens(model, ids)
     if not tokens:
         raise UnusableFileError(name, "empty: there is nothing to score")
-    return Score(total, tokens, unknown, count.bytes, count.words)
+    return count.score(total, tokens, unknown)
 
 
 def token_log_probabilities(

@@ -53,7 +53,7 @@ def score_texts(model: StepModel, texts: Iterable[str]) -> Iterator[Score]:
         ids = _encode(model.tokenizer, chunk, counts)
         for tokens, count, values in zip(ids, counts, _log_probabilities(model, ids), strict=True):
             unknown = unknown_tokens(model, tokens)
-            yield Score(add_up(values), tokens.size, unknown, count.bytes, count.words)
+            yield count.score(add_up(values), tokens.size, unknown)
 
 
 def score_ids(
@@ -103,9 +103,7 @@ def _encode(
     return np.split(ids, sizes[np.array(last[:-1], dtype=np.int64) - 1])
 
 
-def _log_probabilities(
-    model: StepModel, texts: Sequence[NDArray[np.int64]]
-) -> Iterable[NDArray[np.float32]]:
+def _log_probabilities(model: StepModel, texts: Sequence[NDArray[np.int64]]) -> Iterable[NDArray[np.float32]]:
     """The log-probability of each token of each text, all of which end with ``<eos>``."""
     if not isinstance(model, DirectModel):
         return (values for values, _ in _scores(model, texts))

@@ -10,46 +10,20 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lm_runtime.files import UnusableFileError, open_regular
+import numpy as np
+from numpy.typing import NDArray
+
+from lm_runtime.files import UnusableFileError
 from lm_runtime.scoring.score import TextCount
-from lm_runtime.text_files import read_fragments
 from lm_runtime.tokenizer import Tokenizer
 from lm_trainer.corpora.datasets import DATASETS, fetch
 from lm_trainer.corpora.inspection import inspect
 from lm_trainer.corpora.pydocs import write_pydocs
+from lm_trainer.corpora.splits import Split, split_by_position, split_spread
 from lm_trainer.corpora.token_file import Ids, TokenFile, write_token_file
-from lm_trainer.corpora.unwrapping import unwrap
 
 DATA = Path("data")
 """The folder, under the current one, of corpora that are read from Python or downloaded."""
-
-_VALID_SHARE = 0.05
-_TEST_SHARE = 0.05
-_SEARCH_BYTES = 1 << 20
-
-
-@dataclass(frozen=True)
-class Split:
-    """A text: a file, or the part of one between two byte offsets."""
-
-    path: Path
-    """The file."""
-    start: int = 0
-    """The first byte."""
-    end: int | None = None
-    """The byte after the last; None is the file's end."""
-    unwrap: bool = False
-    """Whether lines are joined to paragraphs."""
-
-    def fragments(self) -> Iterator[tuple[str, bool]]:
-        """The text, as :func:`lm_runtime.text_files.read_fragments`."""
-        fragments = read_fragments(self.path, self.start, self.end)
-        return unwrap(fragments) if self.unwrap else fragments
-
-    @property
-    def size(self) -> int:
-        """In bytes."""
-        return (self.path.stat().st_size if self.end is None else self.end) - self.start
 
 
 @dataclass(frozen=True)
@@ -115,7 +89,8 @@ def find_corpus(argument: str, data: Path = DATA) -> Corpus:
         return _folder(argument, write_pydocs(data))
     if argument in DATASETS:
         found = fetch(argument, data)
-        return _folder(argument, found) if found.is_dir() else _one_file(found)
+        # Published figures are for the parts of these texts by position.
+        return _folder(argument, found) if found.is_dir() else _one_file(found, spread=False)
     raise ValueError(
         f"no corpus {argument}: neither a folder, a file, nor one of {', '.join(['pydocs', *DATASETS])}"
     )
@@ -135,43 +110,10 @@ def _folder(name: str, folder: Path) -> Corpus:
     return Corpus(name, splits, f"{folder}: " + ", ".join(f"{name}.txt" for name in splits), tuple(notes))
 
 
-def _one_file(path: Path) -> Corpus:
-    """Split by position: the test text is the last part, the validation text the one before it."""
+def _one_file(path: Path, *, spread: bool = True) -> Corpus:
     notes = inspect(path)
-    size = path.stat().st_size
-    if not size:
-        raise UnusableFileError(path, "empty")
-    valid = _line_after(path, int(size * (1 - _VALID_SHARE - _TEST_SHARE)))
-    test = _line_after(path, max(int(size * (1 - _TEST_SHARE)), valid))
-    if not 0 < valid < test < size:
-        raise UnusableFileError(
-            path,
-            "too few lines to split off a validation and a test text; "
-            "give a folder with train.txt and valid.txt",
-        )
-    splits = {
-        "train": Split(path, 0, valid),
-        "valid": Split(path, valid, test),
-        "test": Split(path, test, size),
-    }
-    parts = ", ".join(f"{name} bytes {part.start:,} to {part.end:,}" for name, part in splits.items())
-    return Corpus(path.stem, splits, f"{path} split by position: {parts}", notes)
-
-
-def _line_after(path: Path, position: int) -> int:
-    """Where the first line at or after ``position`` begins; without lines the first word, else character."""
-    before = min(position, _SEARCH_BYTES)
-    with open_regular(path, "text file") as file:
-        file.seek(position - before)
-        earlier = file.read(before)
-        block = file.read(_SEARCH_BYTES)
-    for mark, skipped in ((b"\n", 1), (b" ", 0)):
-        if (at := block.find(mark)) >= 0:
-            return position + at + skipped
-    if b"\n" in earlier or b" " in earlier:
-        return position + len(block)
-    begins = (at for at, byte in enumerate(block) if byte & 0xC0 != 0x80)  # a character of UTF-8
-    return position + next(begins, len(block))
+    splits, remark = (split_spread if spread else split_by_position)(path)
+    return Corpus(path.stem, splits, remark, notes)
 
 
 def texts(fragments: Iterable[tuple[str, bool]]) -> Iterator[str]:
@@ -188,15 +130,25 @@ def encode_corpus(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> dict[st
     folder.mkdir(parents=True, exist_ok=True)
     files = {}
     for name, split in corpus.splits.items():
-        count = TextCount()
+        count, sizes = TextCount(), [0] * len(split.parts)
         written = write_token_file(
             token_path(folder, name),
-            tokenizer.encode_fragments(count.count(split.fragments())),
+            _encoded(split, tokenizer, count, sizes),
             vocab_size=tokenizer.vocab_size,
             unk_id=tokenizer.unk_id,
         )
-        files[name] = dataclasses.replace(written, bytes=count.bytes, words=count.words)
+        files[name] = dataclasses.replace(written, stretches=tuple(sizes), **dataclasses.asdict(count))
     return files
+
+
+def _encoded(
+    split: Split, tokenizer: Tokenizer, count: TextCount, sizes: list[int]
+) -> Iterator[NDArray[np.int64]]:
+    """The ids of a text, and how many each of its stretches has."""
+    for number, stretch in enumerate(split.stretches()):
+        for ids in tokenizer.encode_fragments(count.count(stretch)):
+            sizes[number] += ids.size
+            yield ids
 
 
 def token_path(folder: Path, split: str) -> Path:

@@ -7,7 +7,7 @@ nothing about how a text is cut into tokens.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lm_runtime.files import UnusableFileError, open_regular, write_whole
-from lm_runtime.scoring.score import Score
+from lm_runtime.scoring.score import Score, perplexity
 
 Ids = NDArray[np.uint16] | NDArray[np.uint32]
 """The token ids of a text, ``(tokens,)``."""
@@ -39,11 +39,19 @@ class TokenFile:
     """``uint16`` or ``uint32``."""
     sha256: str
     """Of the file."""
+    lines: int = 0
+    """The text's lines; 0 where they were not counted."""
+    ordinary: int = 0
+    """Those of the words that look like words of prose."""
+    stretches: tuple[int, ...] = ()
+    """The tokens in each stretch of a text from several places; empty where that is not known."""
 
     def __post_init__(self) -> None:
         if self.dtype not in _TYPES:
             raise ValueError(f"dtype must be {' or '.join(_TYPES)}, got {self.dtype}")
-        if min(self.tokens, self.unknown, self.bytes, self.words) < 0:
+        if sum(self.stretches) != self.tokens and self.stretches:
+            raise ValueError("the stretches of a text are not the whole text")
+        if min(self.tokens, self.unknown, self.bytes, self.words, self.lines, self.ordinary) < 0:
             raise ValueError("a text cannot have a negative length")
 
     def open(self, path: Path, *, verify: bool = True) -> Ids:
@@ -73,7 +81,8 @@ def split_figures(loss: float, split: TokenFile) -> dict[str, float | None]:
         loss: the mean over the split's tokens, nats.
         split: its lengths.
     """
-    score = Score(-loss * split.tokens, split.tokens, split.unknown, split.bytes, split.words)
+    counted = split.unknown, split.bytes, split.words, split.lines, split.ordinary
+    score = Score(-loss * split.tokens, split.tokens, *counted)
     return {
         "perplexity": score.perplexity,
         "perplexity_per_word": score.perplexity_per_word,
@@ -83,12 +92,29 @@ def split_figures(loss: float, split: TokenFile) -> dict[str, float | None]:
     }
 
 
+def stretch_perplexities(
+    ids: Ids, split: TokenFile, text_loss: Callable[[Ids], float]
+) -> dict[str, list[float]]:
+    """The perplexity of each stretch of a split, by a name for reports; nothing where it is one stretch.
+
+    Args:
+        ids: the split's.
+        split: its lengths.
+        text_loss: the loss of a text by itself, summed, nats.
+    """
+    if len(split.stretches) < 2:
+        return {}
+    ends = np.cumsum(split.stretches)
+    texts = (ids[end - size : end] for end, size in zip(ends, split.stretches, strict=True))
+    return {"stretches": [perplexity(text_loss(text) / text.size) for text in texts if text.size]}
+
+
 def write_token_file(
     path: Path, parts: Iterable[NDArray[np.int64]], *, vocab_size: int, unk_id: int | None
 ) -> TokenFile:
     """Write the ids ``parts`` to ``path``, atomically and in bounded memory.
 
-    The numbers of bytes and words are the text's, and are 0 here.
+    The numbers of bytes, words and lines are the text's, and are 0 here.
     """
     dtype = "uint16" if vocab_size <= 1 << 16 else "uint32"
     digest = hashlib.sha256()

@@ -37,6 +37,9 @@ class LanguageModel(nn.Module, ABC):
         self.config = config
         self.states = states
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.config})"
+
     @abstractmethod
     def read(
         self, token: Tensor, state: TorchState, dropout: Dropout = NO_DROPOUT
@@ -107,6 +110,9 @@ class TorchStepModel:
         self.tokenizer = tokenizer
         self.states = model.states
         self._model = model
+
+    def __repr__(self) -> str:
+        return f"TorchStepModel({self._model}, {self.tokenizer})"
 
     @torch.no_grad()
     def step(self, token: NDArray[np.int64], state: State) -> tuple[NDArray[np.float32], State]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_runtime.files import write_whole
+from lm_runtime.scoring.score import not_comparable
 from lm_trainer.families import FAMILIES
 from lm_trainer.reports.pictures import draw_rates
 from lm_trainer.run.records import Checkpoint
@@ -110,12 +111,18 @@ def _figures(summary: dict[str, Any]) -> Iterable[tuple[object, ...]]:
                 f"{figures['perplexity']:,.2f}",
                 # None for a text without word breaks.
                 "" if (a_word := figures["perplexity_per_word"]) is None else f"{a_word:,.1f}",
-                f"{figures['bits_per_byte']:.3f}",
+                _bits(figures),
                 f"{figures['tokens']:,}",
                 f"{figures['unknown']:,}",
             )
     for name, value in summary["baselines"].items():
         yield f"{name} distribution, valid", f"{value:,.1f}"
+
+
+def _bits(figures: dict[str, Any]) -> str:
+    if (bits := figures["bits_per_byte"]) is not None:
+        return f"{bits:.3f}"
+    return not_comparable(figures["unknown"], figures["tokens"])
 
 
 def _table(rows: Iterable[tuple[object, ...]]) -> str:

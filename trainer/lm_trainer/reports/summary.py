@@ -15,7 +15,7 @@ from lm_runtime.generation.generate import generate
 from lm_runtime.sampling.params import SamplingParams
 from lm_runtime.text_files import read_text_file
 from lm_runtime.tokenizer import Tokenizer
-from lm_trainer.corpora.token_file import split_figures
+from lm_trainer.corpora.token_file import split_figures, stretch_perplexities
 from lm_trainer.families import Model
 from lm_trainer.reports.baselines import unigram_perplexity
 from lm_trainer.reports.metrics import read_metrics
@@ -70,7 +70,7 @@ def _figures(
 ) -> dict[str, Any]:
     corpus, recipe = best.facts.corpus, last.training_config
     train, valid = (corpus.open(run / TOKEN_FILES, split) for split in ("train", "valid"))
-    summary = {
+    summary: dict[str, Any] = {
         "corpus": corpus.name,
         "parameters": model.parameter_count(),
         "epochs": last.progress.epoch,
@@ -81,12 +81,16 @@ def _figures(
             "uniform": float(tokenizer.vocab_size),
             "unigram": unigram_perplexity(train, valid, tokenizer.vocab_size),
         },
-        "valid": split_figures(best.progress.valid_loss, corpus.splits["valid"]),
     }
+    losses = {"valid": best.progress.valid_loss}
     test = corpus.splits.get("test")
     if test and test.tokens:
-        loss = model.text_loss(corpus.open(run / TOKEN_FILES, "test"), tokenizer.eos_id)
-        summary["test"] = split_figures(loss / test.tokens, test)
+        ids = corpus.open(run / TOKEN_FILES, "test")
+        losses["test"] = model.text_loss(ids, tokenizer.eos_id) / test.tokens
+    for name, loss in losses.items():
+        split, ids = corpus.splits[name], corpus.open(run / TOKEN_FILES, name, verify=False)
+        stretches = stretch_perplexities(ids, split, lambda text: model.text_loss(text, tokenizer.eos_id))
+        summary[name] = split_figures(loss, split) | stretches
     return summary
 
 

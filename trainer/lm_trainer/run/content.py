@@ -69,13 +69,16 @@ def _checked(values: Any, where: str, types: Mapping[str, type]) -> dict[str, An
 
 
 def _record(kind: type[R], values: Any, where: str) -> R:
-    """A record of numbers and strings from its values by name, each of its field's type."""
+    """A record of plain values, and tuples of integers, from its values by name, each of its field's type."""
     if not isinstance(values, dict):
         raise ValueError(f"{where} is missing or not what it should be")
     record = kind(**values)
     for name, hint in get_type_hints(kind).items():
         value, kinds = getattr(record, name), get_args(hint) or (hint,)
-        if type(value) not in kinds and not (type(value) is int and float in kinds):
+        if kinds == (int, ...):
+            if type(value) is not tuple or any(type(number) is not int for number in value):
+                raise ValueError(f"{where} {name} is missing or not what it should be")
+        elif type(value) not in kinds and not (type(value) is int and float in kinds):
             raise ValueError(f"{where} {name} is missing or not what it should be")
     return record
 

@@ -62,6 +62,9 @@ class Checkpoint:
     snapshot: Snapshot
     """What changes: progress, weights, and what gradient descent goes on from."""
 
+    def __repr__(self) -> str:
+        return f"Checkpoint({str(self.path)!r}, {self.model_config}, step {self.progress.step:,})"
+
     @property
     def progress(self) -> Progress:
         """How far the run is."""

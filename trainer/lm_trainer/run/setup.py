@@ -33,6 +33,8 @@ from lm_trainer.training.processes import ALONE, Processes
 from lm_trainer.training.snapshot import Progress, Snapshot
 
 _HELD_OUT_TOKENS = 16_384
+_MANY_UNKNOWN = 0.05
+"""The share of unknown tokens above which a perplexity says little."""
 
 Tell = Callable[[str], None]
 
@@ -163,6 +165,12 @@ def _encode(
         f"vocabulary {tokenizer.vocab_size:,} ({kind}); {counts}{unknown}; "
         f"{time.perf_counter() - begun:.1f} s"
     )
+    if (share := splits["valid"].unknown / max(splits["valid"].tokens, 1)) > _MANY_UNKNOWN:
+        tell(
+            f"warning: {share * 100:.1f} % of the validation text's tokens are unknown, and cost little: its "
+            "perplexity does not compare with that of a larger vocabulary"
+            + ("" if pretrained or config.is_file else f"; --vocab-size is {config.vocab_size:,}")
+        )
     facts = CorpusFacts(corpus.name, argument, splits)
     valid = facts.open(folder / TOKEN_FILES, "valid", verify=False)
     return tokenizer, RunFacts(
