@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from lm_runtime.settings import check, setting, settings_of
+from lm_runtime.texts.reading import ReadingOptions
 from lm_trainer.config import MACHINE, VOCABULARY, ModelConfig, TokenizerConfig, recipe_settings
 from lm_trainer.families import FAMILIES
 from lm_trainer.presets import PRESETS, Preset
 
 RECIPE = "Recipe"
 _OUTPUT = "Output"
+_CORPUS = ("corpus", "also", "valid", "text_field", "on_error")
 _FREE_WHEN_RESUMING = ("precision", "epochs", "patience")
 """What a preset, given with ``--resume``, need not have in common with the run: its precision is the
 machine's, its length the run's own."""
@@ -29,6 +31,13 @@ class RunSettings:
     """The settings of a run that are no part of its recipe."""
 
     corpus: str = setting("pydocs", help="The texts: a folder, a file or a name.", group=VOCABULARY)
+    also: tuple[str, ...] = setting((), help="More texts to train on.", group=VOCABULARY)
+    valid: tuple[str, ...] = setting(
+        (),
+        help="Text to validate on, as CORPUS, a glob in quotes; else a part of CORPUS.",
+        metavar="FILE",
+        group=VOCABULARY,
+    )
     preset: str = setting(
         "small", help="A recipe; the options below change it.", choices=PRESETS, group=RECIPE
     )
@@ -58,7 +67,7 @@ class RunSettings:
         check(self)
 
 
-ALL_SETTINGS = recipe_settings() | settings_of(RunSettings)
+ALL_SETTINGS = recipe_settings() | settings_of(RunSettings) | settings_of(ReadingOptions)
 """What may stand in a file of settings, by the fields' names."""
 
 
@@ -111,6 +120,8 @@ class Plan:
     """What to do."""
     run: RunSettings
     """The settings beside the recipe."""
+    reading: ReadingOptions
+    """How records are read, and what is damaged."""
     recipe: Preset
     """How a new run is made; ``run.init`` gives it another vocabulary and network."""
     held: Mapping[str, Any] = field(default_factory=dict)
@@ -156,6 +167,9 @@ def plan(call: Call, *, has_run: bool) -> Plan:
     _check_actions(call)
     given = call.given
     run = RunSettings(**{name: given.pop(name) for name in settings_of(RunSettings) if name in given})
+    reading = ReadingOptions(
+        **{name: given.pop(name) for name in settings_of(ReadingOptions) if name in given}
+    )
     preset, names_preset = PRESETS[run.preset], "preset" in call.given
     if run.init is not None:
         _check_init(given)
@@ -164,8 +178,9 @@ def plan(call: Call, *, has_run: bool) -> Plan:
         held = _of_preset(preset.with_options(given), run) if names_preset else {}
         if "tokenizer" in given:  # whose vocabulary's size was another in earlier versions
             held.pop("vocab_size", None)
-        held |= given | {name: value for name, value in call.given.items() if name in ("corpus", "init")}
-        return Plan(Action.RESUME, run, preset, held=held)
+        named = (*_CORPUS, "init")
+        held |= given | {name: value for name, value in call.given.items() if name in named}
+        return Plan(Action.RESUME, run, reading, preset, held=held)
     recipe = preset.with_options(given)
     if recipe.tokenizer.is_file and {"vocab_size", "min_frequency"} & given.keys():
         raise CallError(
@@ -178,6 +193,7 @@ def plan(call: Call, *, has_run: bool) -> Plan:
     return Plan(
         Action.DRY_RUN if call.dry_run else Action.START if call.find_lr is None else Action.FIND_LR,
         run,
+        reading,
         recipe,
         picture=call.find_lr,
         replaces=call.force,
@@ -218,7 +234,8 @@ def _check_search(picture: Path, recipe: Preset) -> None:
 def _of_preset(recipe: Preset, run: RunSettings) -> dict[str, Any]:
     """What a preset that is given with ``--resume`` says about the run."""
     own = recipe.settings if run.init is None else dataclasses.asdict(recipe.training)
-    return {name: value for name, value in own.items() if name not in _FREE_WHEN_RESUMING}
+    free = {*_FREE_WHEN_RESUMING, *(["shuffle"] if own.get("shuffle") is None else [])}
+    return {name: value for name, value in own.items() if name not in free}
 
 
 def _notes(preset: Preset, recipe: Preset, given: Mapping[str, Any]) -> tuple[str, ...]:

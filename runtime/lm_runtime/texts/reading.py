@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -74,6 +76,17 @@ class Skipped:
 
 
 @dataclass(frozen=True)
+class Lines:
+    """The lines of a text, which can be read several times."""
+
+    read: Callable[[], Fragments]
+    """Begins anew."""
+
+    def __iter__(self) -> Fragments:
+        return self.read()
+
+
+@dataclass(frozen=True)
 class Texts:
     """Files with texts, read in their order."""
 
@@ -102,6 +115,14 @@ class Texts:
         """In bytes, as the files stand there."""
         return sum(source.size for source in self.sources)
 
+    def with_sources(self, sources: tuple[Source, ...]) -> Texts:
+        """The same with other files."""
+        return dataclasses.replace(self, sources=sources)
+
+    def quiet(self) -> Texts:
+        """The same, for reading again: what is left out was told before."""
+        return dataclasses.replace(self, skipped=Skipped(lambda line: None))
+
     def documents(self) -> Iterator[Document]:
         """Every record, and every file that is one text, as a whole; ``position`` counts over all files.
 
@@ -117,7 +138,7 @@ class Texts:
                 yield found
             before += source.size
 
-    def streams(self) -> Iterator[Fragments]:
+    def streams(self) -> Iterator[Lines]:
         """The lines of each document; those of a file that is one text in bounded memory.
 
         Raises:
@@ -125,10 +146,10 @@ class Texts:
         """
         for source in self.sources:
             if source.form == "text":
-                yield self._until_damage(read_fragments(source.path))
+                yield Lines(partial(self._read, source.path))
             else:
                 for found in self._sound(_documents(source, self.text_field)):
-                    yield split_fragments(found.text)
+                    yield Lines(partial(split_fragments, found.text))
 
     def fragments(self) -> Fragments:
         """The lines of all documents, as one text.
@@ -137,6 +158,9 @@ class Texts:
             UnusableFileError: as :meth:`documents`.
         """
         return itertools.chain.from_iterable(self.streams())
+
+    def _read(self, path: Path) -> Fragments:
+        return self._until_damage(read_fragments(path))
 
     def _sound(self, found: Iterator[Found]) -> Iterator[Document]:
         for document in self._until_damage(found):

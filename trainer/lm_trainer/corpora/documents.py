@@ -6,11 +6,12 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lm_runtime.files import UnusableFileError, write_whole
+from lm_runtime.files import UnusableFileError
 from lm_runtime.text_files import Fragments
 from lm_runtime.texts.reading import Texts
 from lm_runtime.tokenizer import Tokenizer
@@ -57,17 +58,9 @@ class DocumentSplit:
 
     def documents(self) -> Iterator[Fragments]:
         """The lines of each document."""
-        if self.shares is None:
-            found = self.texts.streams()
-        else:
-            found = self._own(self.shares)
-        return map(unwrap, found) if self.unwrap else found
-
-    def _own(self, shares: Shares) -> Iterator[Fragments]:
-        # Each text is read twice: one that is a whole file may be larger than the memory.
-        for once, again in zip(self.texts.streams(), self.texts.streams(), strict=True):
-            if shares.split_of(text_hash(once)) == self.split:
-                yield again
+        for lines in self.texts.streams():
+            if self.shares is None or self.shares.split_of(text_hash(lines)) == self.split:
+                yield unwrap(lines) if self.unwrap else iter(lines)
 
     def fragments(self) -> Fragments:
         """The lines of all documents."""
@@ -75,7 +68,7 @@ class DocumentSplit:
             yield from document
 
 
-def text_hash(fragments: Fragments) -> int:
+def text_hash(fragments: Iterable[tuple[str, bool]]) -> int:
     """64 bits that depend on a text's lines alone, in whatever kind of file they stand."""
     digest = hashlib.blake2b(digest_size=8)
     for text, ends in fragments:
@@ -94,45 +87,46 @@ def divide(texts: Texts) -> tuple[Shares, dict[str, int]]:
     """
     bound = int(SHARE * _HASHES)
     counts = {"valid": 0, "test": 0, "train": 0}
-    first, copies = Shares(bound, 2 * bound), dict[int, int]()
+    first, lowest = Shares(bound, 2 * bound), set[int]()
     for document in texts.streams():
         number = text_hash(document)
         split = first.split_of(number)
         counts[split] += 1
         if number >= bound:  # the three lowest of these, for collections in which a share has none
-            copies[number] = copies.get(number, 0) + 1
-            if len(copies) > 3:
-                del copies[max(copies)]
-    shares = _with_one_each(first, counts, sorted(copies))
+            lowest.add(number)
+            if len(lowest) > 3:
+                lowest.remove(max(lowest))
+    if all(counts.values()):
+        return first, counts
+    shares = _with_one_each(first, counts, sorted(lowest))
     if shares is None:
         raise UnusableFileError(
             texts.name,
             f"{sum(counts.values()):,} documents, too few different ones to split off a validation and a "
             "test text; give others by --valid",
         )
-    if shares != first:
-        counts = {"valid": 0, "test": 0, "train": 0}
-        for document in texts.streams():
-            counts[shares.split_of(text_hash(document))] += 1
-    return (shares, counts) if counts["train"] else _no_training(texts)
+    counts = dict.fromkeys(counts, 0)
+    for document in texts.streams():
+        counts[shares.split_of(text_hash(document))] += 1
+    return shares, counts
 
 
-def _no_training(texts: Texts) -> tuple[Shares, dict[str, int]]:
-    raise UnusableFileError(texts.name, "no document is left to train on; give others by --valid")
+def _with_one_each(shares: Shares, counts: dict[str, int], others: list[int]) -> Shares | None:
+    """Shares such that no split is empty; None if there are too few different texts.
 
-
-def _with_one_each(shares: Shares, counts: dict[str, int], lowest: list[int]) -> Shares | None:
-    """Shares such that no split is empty, from the lowest hashes that do not validate."""
+    Args:
+        shares: those wanted.
+        counts: the documents in each split by them.
+        others: the three lowest hashes of texts that do not validate by them.
+    """
     valid, test = shares.valid, shares.test
-    if not counts["valid"]:
-        if not lowest:
-            return None
-        valid = lowest.pop(0) + 1
-    if not lowest:
+    if not counts["valid"] and others:
+        valid = others.pop(0) + 1
+    if len(others) < 2:
         return None
-    if lowest[0] >= test or valid >= test:
-        test = lowest[0] + 1
-    return Shares(valid, test) if lowest[-1] >= test or counts["train"] > len(lowest) else None
+    if others[0] >= test or (others[-1] < test and not counts["train"]):
+        test = others[0] + 1
+    return Shares(valid, test)
 
 
 def encode_documents(
@@ -167,8 +161,31 @@ def _encoded(
     return flat, [int(ends[number]) for number in last]
 
 
-def write_document_ends(path: Path, parts: Iterable[NDArray[np.uint64]]) -> None:
-    """Write where documents end, as numbers of tokens, atomically."""
-    with write_whole(path) as file:
-        for part in parts:
-            file.write(part.astype("<u8").tobytes())
+class DocumentEnds:
+    """Writes where documents end, as numbers of tokens from the beginning, while they are encoded.
+
+    Args:
+        file: what is written to.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.documents = 0
+        """The number of ends that are written."""
+        self._file = file
+        self._digest = hashlib.sha256()
+
+    @property
+    def sha256(self) -> str:
+        """Of what is written."""
+        return self._digest.hexdigest()
+
+    def watch(self, parts: Iterable[tuple[NDArray[np.int64], list[int]]]) -> Iterator[NDArray[np.int64]]:
+        """Pass on the ids that :func:`encode_documents` gives, and write their ends."""
+        before = 0
+        for ids, ends in parts:
+            data = (before + np.array(ends, dtype=np.int64)).astype("<i8").tobytes()
+            self._file.write(data)
+            self._digest.update(data)
+            self.documents += len(ends)
+            before += ids.size
+            yield ids

@@ -41,7 +41,7 @@ def line_ends(ids: Ids, eos_id: int) -> Iterator[Ends]:
 
 def document_ends(path: Path) -> Iterator[Ends]:
     """The ends of documents from their file, a part of them at a time; those without a token are left out."""
-    ends = np.memmap(path, dtype="<u8", mode="r")
+    ends = np.memmap(path, dtype="<i8", mode="r")
     before = 0
     for start in range(0, ends.size, _BLOCK_TOKENS):
         found = np.unique(ends[start : start + _BLOCK_TOKENS].astype(np.int64))
@@ -52,7 +52,11 @@ def document_ends(path: Path) -> Iterator[Ends]:
 
 
 def write_shuffled(
-    path: Path, ids: Ids, ends: Iterator[Ends], generator: np.random.Generator, pile_tokens: int = _PILE_TOKENS
+    path: Path,
+    ids: Ids,
+    ends: Iterator[Ends],
+    generator: np.random.Generator,
+    pile_tokens: int = _PILE_TOKENS,
 ) -> None:
     """Write ``ids`` with its units in a random order, atomically.
 
