@@ -6,6 +6,7 @@ PYTHON ?= python3
 TRAIN_READY := .venv/.train-ready
 DEV_READY := .venv/.dev-ready
 RUNTIME_READY := .venv-runtime/.ready
+JS_READY := runtime/js/node_modules/.ready
 SOURCES := $(shell find trainer export runtime -name '*.py' -o -name py.typed)
 PIP := -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 BEGUN := $(shell date +%s)
@@ -29,7 +30,7 @@ demo: $(TRAIN_READY) $(RUNTIME_READY)
 	  print('valid perplexity {:.1f}; uniform {uniform:.1f}, unigram {unigram:.1f}'.format(s['valid']['perplexity'], **s['baselines']))"
 	@cat artifacts/demo.txt
 
-test: $(DEV_READY) $(RUNTIME_READY) lint
+test: $(DEV_READY) $(RUNTIME_READY) $(if $(shell command -v npm),$(JS_READY)) lint
 	.venv/bin/python -m pytest
 
 lint: $(DEV_READY)
@@ -44,7 +45,12 @@ fixture: $(TRAIN_READY)
 	.venv/bin/python tests/make_cases.py
 
 clean:
-	rm -rf .venv .venv-runtime dist artifacts/run artifacts/bundle artifacts/*.txt
+	rm -rf .venv .venv-runtime runtime/js/node_modules dist artifacts/run artifacts/bundle artifacts/*.txt
+
+# Of the JavaScript runtime; without Node its tests are skipped.
+$(JS_READY): runtime/js/package-lock.json
+	cd runtime/js && npm ci --ignore-scripts --silent
+	@touch $@
 
 $(TRAIN_READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 import pytest
+import sentencepiece
 
 from lm_export.command import main as lm_export
 from lm_trainer.command import main as lm_train
@@ -28,6 +29,9 @@ FIXTURE = ROOT / "tests" / "fixtures" / "tiny_bundle"
 SMALL = (
     "--tokenizer word --vocab-size 180 --embedding-dim 24 --hidden-size 32 --layers 2 --no-tied "
     "--batch-size 4 --seq-len 10 --sample-tokens 20 --lr 0.01"
+).split()
+SPELLED = (
+    "--hidden-size 32 --embedding-dim 32 --batch-size 4 --seq-len 20 --epochs 10 --lr 0.02 --sample-tokens 0"
 ).split()
 COUNTED = SMALL[:4]
 """The same vocabulary, and nothing about a network."""
@@ -84,6 +88,21 @@ def family_bundle(request: pytest.FixtureRequest, family_run: Path) -> Path:
     options = [] if family_run.parent.name.startswith("ngram") else ["--quantize", "int8"]
     _run_here(lm_export, family_run, "--out", bundle, *options)
     return bundle
+
+
+@pytest.fixture(scope="session", params=["bpe", "char", "sentencepiece"])
+def spelled_bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of a small model whose words are spelled by several tokens, in each way to do so."""
+    folder = tmp_path_factory.mktemp(request.param)
+    tokenizer: list[object] = [request.param, "--vocab-size", 300]
+    if request.param == "sentencepiece":
+        sentencepiece.SentencePieceTrainer.train(
+            input=str(TINY / "train.txt"), model_prefix=str(folder / "units"), vocab_size=150, minloglevel=2
+        )
+        tokenizer = ["units.model"]
+    run_command("lm-train", TINY, "--tokenizer", *tokenizer, *SPELLED, "--out", "run", cwd=folder)
+    run_command("lm-export", "run", "--out", "bundle", cwd=folder)
+    return folder / "bundle"
 
 
 def _run_here(command: click.Command, *arguments: object) -> None:

@@ -50,17 +50,19 @@ def export_bundle(
     opset: int,
     quantize: bool,
     formats: tuple[str, ...] = (),
+    tokenizer: Path | None = None,
     replace: bool,
     tell: Tell,
 ) -> BundleConfig:
     """Write the bundle of ``checkpoint`` to ``out``, atomically.
 
     Args:
-        checkpoint: a checkpoint, or a run's folder (then its best one).
+        checkpoint: a checkpoint, a run's folder (then its best one), or an n-gram model as ``*.arpa``.
         out: the bundle's folder.
         opset: the ONNX operator set of a network's graph.
         quantize: whether to add an int8 graph.
         formats: names of :data:`FORMATS` to add.
+        tokenizer: the tokenizer.json of an ARPA file's tokens; by default they are words.
         replace: whether a bundle that is in ``out`` may be replaced.
         tell: takes lines for the person at the terminal.
 
@@ -70,7 +72,7 @@ def export_bundle(
             ``formats`` does not apply to the model.
         ExportError: the bundle failed a check.
     """
-    source = read_source(checkpoint)
+    source = read_source(checkpoint, tokenizer)
     config = _configuration(source, opset)
     layers = form_of(config.model_type).layers(config) if quantize else {}
     check_applies(formats, config)

@@ -25,15 +25,13 @@ def model_card(config: BundleConfig, folder: Path, name: str) -> str:
     states = ", ".join(state.name for state in config.states)
     return f"""# A language model for `{training["corpus"]}`
 
-Model: {FAMILIES[config.model_type].description}; {form_of(config.model_type).sizes(config)}; \
+Model: {_description(config)}; {form_of(config.model_type).sizes(config)}; \
 {config.vocab_size:,} tokens ({config.tokenizer}); {training["parameters"]:,} parameters.
 One step is `(token, {states}) -> (logits, {states})`; the state has a fixed size, so the \
 cost per token never grows.
 
 ## Training
-Corpus `{training["corpus"]}`: {training["train_tokens"]:,} tokens; {training["epoch"]} epochs, \
-{training["seconds"]:.0f} s.
-{_valid(training["valid"])}
+{_trained(training)}
 
 ## Files
 | file | size |
@@ -62,6 +60,20 @@ print("".join(lm_runtime.generate(model, "...", seed=1)))
 ## Limits
 The model imitates its training text, errors and prejudices included, and states nothing as fact.
 """
+
+
+def _description(config: BundleConfig) -> str:
+    description = FAMILIES[config.model_type].description
+    return description.partition(",")[0] if config.training.get("imported") else description
+
+
+def _trained(training: dict[str, Any]) -> str:
+    if training.get("imported"):
+        return f"Read from `{training['corpus']}`, an ARPA file; how it was estimated is not known."
+    return (
+        f"Corpus `{training['corpus']}`: {training['train_tokens']:,} tokens; {training['epoch']} epochs, "
+        f"{training['seconds']:.0f} s.\n{_valid(training['valid'])}"
+    )
 
 
 def _kind(config: BundleConfig) -> str:

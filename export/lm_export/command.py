@@ -42,6 +42,11 @@ Examples:
     help=f"Add a format for other tools, proven equal to the bundle: {_FORMATS}. Repeatable.",
 )
 @click.option("--arpa", is_flag=True, help="Short for --format arpa.")
+@click.option(
+    "--tokenizer",
+    type=click.Path(path_type=Path),
+    help="The tokenizer.json by which the words of an ARPA file are tokens; they are words by default.",
+)
 @click.option("--force", is_flag=True, help="Replace the bundle that is in the folder.")
 @click.version_option(package_name="steplm")
 def main(
@@ -51,9 +56,12 @@ def main(
     quantize: str | None,
     formats: tuple[str, ...],
     arpa: bool,
+    tokenizer: Path | None,
     force: bool,
 ) -> None:
     """Export CHECKPOINT, a .pt file or a run's folder, to a bundle that runs without torch.
+
+    CHECKPOINT may also be an n-gram model of another tool, in a file named *.arpa.
 
     The graph is compared with the torch model on held-out text; if they differ, no bundle is written.
     The bundle of an n-gram model has tables in place of a graph, and no operator set.
@@ -73,6 +81,7 @@ def main(
             opset=opset,
             quantize=quantize == "int8",
             formats=(*formats, *(["arpa"] if arpa else [])),
+            tokenizer=tokenizer,
             replace=force,
             tell=note,
         )

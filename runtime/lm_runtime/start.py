@@ -38,3 +38,10 @@ def lm_eval() -> None:
     from lm_runtime.commands.lm_eval import main
 
     main()
+
+
+def serve() -> None:
+    """Run ``lm-serve``."""
+    from lm_runtime.commands.serve import main
+
+    main()

@@ -19,6 +19,7 @@ from lm_runtime.generation.complete import Completion, Request
 from lm_runtime.models.protocol import StepModel
 from lm_runtime.sampling.constraint import compiled
 from lm_runtime.sampling.params import SamplingParams
+from lm_runtime.scoring.score import Score
 from lm_runtime.settings import settings_of, short
 from lm_runtime.tokenizer import Tokenizer
 
@@ -80,7 +81,7 @@ def request_of(
         near = [key for key, meant in unknown_keys(record).items() if meant == "prompt"]
         raise ValueError('"prompt" is missing' + (f', but there is "{near[0]}"' if near else ""))
     request = Request(
-        given.pop("prompt"), _params(given, tokenizer, defaults), given.pop("seed", seed), index
+        given.pop("prompt"), params_of(given, tokenizer, defaults), given.pop("seed", seed), index
     )
     check_fits(request, tokenizer)
     return request
@@ -94,12 +95,21 @@ def check_fits(request: Request, tokenizer: Tokenizer) -> None:
     """
     params = request.params
     params.check_ids(tokenizer.vocab_size)
-    try:
-        "".join((request.prompt, *params.banned, *params.stop, params.regex or "")).encode()
-    except UnicodeEncodeError:
-        raise ValueError("not valid text: half a surrogate pair") from None
+    check_text(request.prompt, *params.banned, *params.stop, params.regex or "")
     if params.regex is not None:
         compiled(params.regex, tokenizer).matcher(not request.prompt or request.prompt.endswith("\n"))
+
+
+def check_text(*texts: str) -> None:
+    """Check that texts can be written as UTF-8.
+
+    Raises:
+        ValueError: one cannot.
+    """
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        raise ValueError("not valid text: half a surrogate pair") from None
 
 
 def unknown_keys(record: Iterable[str]) -> dict[str, str | None]:
@@ -148,6 +158,20 @@ def token_record(model: StepModel, token: int, log_probability: float) -> Record
     }
 
 
+def score_record(score: Score) -> Record:
+    """The score of a text as JSON has it."""
+    return {
+        "perplexity": score.perplexity,
+        "log_probability": score.log_probability,
+        "tokens": score.tokens,
+        "unknown": score.unknown,
+        "bits_per_byte": score.bits_per_byte,
+        "perplexity_per_word": score.perplexity_per_word,
+        "bytes": score.bytes,
+        "words": score.words,
+    }
+
+
 def hypothesis_record(hypothesis: BeamHypothesis) -> Record:
     """What a beam search has found, as JSON has it."""
     return {
@@ -166,12 +190,16 @@ def to_line(record: Record) -> bytes:
         return json.dumps(record, allow_nan=False).encode() + b"\n"
 
 
-def _params(given: Record, tokenizer: Tokenizer, defaults: SamplingParams) -> SamplingParams:
-    """The parameters of a request, whose other fields are left out."""
+def params_of(given: Record, tokenizer: Tokenizer, defaults: SamplingParams) -> SamplingParams:
+    """The parameters of a request, whose other fields and nulls are left out.
+
+    Raises:
+        ValueError: a value is wrong; the message names it.
+    """
     own: Record = {}
     for name, entry in settings_of(SamplingParams).items():
-        if name in given:
-            value = given[name]
+        value = given.get(name)
+        if value is not None:
             own[name] = (value,) if entry.kind is tuple and isinstance(value, str) else value
     if "logit_bias" in own:
         own["logit_bias"] = _bias(own["logit_bias"], tokenizer)

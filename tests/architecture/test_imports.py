@@ -132,6 +132,7 @@ COMMANDS = [
     "lm_runtime.commands.generate",
     "lm_runtime.commands.score",
     "lm_runtime.commands.bench",
+    "lm_runtime.commands.serve",
 ]
 
 

@@ -19,9 +19,11 @@ import platform
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tomllib
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +42,7 @@ _COMMANDS = {
     "lm-generate": "lm_runtime.commands.generate",
     "lm-score": "lm_runtime.commands.score",
     "lm-bench": "lm_runtime.commands.bench",
+    "lm-serve": "lm_runtime.commands.serve",
 }
 """The module of each command."""
 _PAGES = [
@@ -138,6 +141,18 @@ def call(name: str, *arguments: str, cwd: Path) -> int:
     return exit_.value.code
 
 
+def serve(arguments: list[str], cwd: Path) -> None:
+    """Run lm-serve until its page is there."""
+    command = [str(_BINARIES / "lm-serve"), *arguments, "--port", "0"]
+    with subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        address = process.stdout.readline().decode().strip()
+        with urllib.request.urlopen(address, timeout=60) as page:
+            assert page.status == 200
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+
+
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Small files, runs and bundles by the names that the examples use."""
@@ -152,6 +167,11 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "text.txt").write_text("\n".join(lines) + "\n")
     (folder / "sentences.txt").write_text("\n".join(lines[:4]) + "\n")
     (folder / "lists.txt").write_text(f"u1 -3.5 {lines[0]}\nu1 -3.25 {lines[1]}\n")
+    shutil.copy(folder / "lists.txt", folder / "dev.txt")
+    (folder / "dev.ref").write_text(f"u1 {lines[0]}\n")
+    (folder / "nbest.out").write_text(f"0 ||| {lines[0]} ||| LM0= -1 ||| -3.5\n0 ||| a ||| LM0= -1 ||| -3\n")
+    (folder / "hyps.jsonl").write_text('{"utt": "u1", "am": -3.5, "hyp": "the keeper"}\n')
+    (folder / "weights.json").write_text('{"lm_weight": 0.5}\n')
     (folder / "prompts.jsonl").write_text('{"prompt": "the", "max_tokens": 3}\n{"prompt": "a", "seed": 2}\n')
 
     def run(name: str, *arguments: str) -> None:
@@ -216,6 +236,9 @@ def test_it_runs(example: Example, stage: Path, tmp_path: Path, capfd: pytest.Ca
             text=True,
         )
         assert result.returncode == 0, result.stderr[-3000:]
+        return
+    if words[0] == "lm-serve":
+        serve(words[1:], tmp_path)
         return
     words[1:1] = _SHORT.get(words[0], [])[: 2 if "ngram" in words else None]  # which has no epochs
     capfd.readouterr()

@@ -137,7 +137,7 @@ def test_the_folder_of_another_tool_is_no_bundle(invoke: Invoke, tmp_path: Path,
     before = tree(tmp_path)
     code, _, err = invoke(lm_export, small_run, "--out", "model", "--force")
     assert code == 2
-    wanted = "model/config.json: bundle format None, where this version of steplm reads 1"
+    wanted = "model/config.json: bundle format None, where this version of steplm reads 1 and 2"
     assert one_line(err) == f"lm-export: {wanted}; --force replaces only a bundle"
     assert tree(tmp_path) == before
 

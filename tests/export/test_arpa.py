@@ -137,9 +137,9 @@ def cut(lines: list[bytes]) -> None:
     ("change", "message"),
     [
         (one_weight_less, "ARPA differs from the tables by"),
-        (one_ngram_less, "the ARPA file has"),
-        (another_count, "the ARPA file has"),
-        (cut, "the ARPA file has"),
+        (one_ngram_less, "not an ARPA file, or damaged: line"),
+        (another_count, "not an ARPA file, or damaged: line"),
+        (cut, "not an ARPA file, or damaged: line"),
     ],
 )
 def test_a_file_that_is_not_the_model_fails_the_proof_and_no_bundle_is_written(

@@ -252,7 +252,8 @@ def test_n_best_lists_are_printed_in_their_new_order(
     }
     records = invoke(lm_score, FIXTURE, "lists.txt", "--nbest", "--json", "--lm-weight", 0.3)[1].splitlines()
     assert [json.loads(line)["combined"] for line in records] == [row.combined for row in rows]
-    assert json.loads(records[0]).keys() == {"id", "combined", "log_probability", "score", "tokens", "text"}
+    parts = {"id", "combined", "log_probability", "score", "tokens", "unknown", "words", "parts", "text"}
+    assert json.loads(records[0]).keys() == parts
 
 
 @pytest.mark.parametrize(
@@ -270,7 +271,7 @@ def test_n_best_lists_are_printed_in_their_new_order(
 def test_bad_n_best_lists(invoke: Invoke, tmp_path: Path, content: str | None, message: str) -> None:
     if content is not None:
         (tmp_path / "f.txt").write_text(content, encoding="utf-8")
-    code, out, err = invoke(lm_score, FIXTURE, "f.txt", "--nbest")
+    code, out, err = invoke(lm_score, FIXTURE, "f.txt", "--nbest", "--lm-weight", 1)
     assert (code, out, err) == (1, "", f"lm-score: {message}\n")
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
-import sentencepiece
 
 import lm_runtime
-from conftest import FIXTURE, TINY, run_command
+from conftest import FIXTURE, TINY
 from lm_runtime import complete_word
 from lm_runtime.generation.words import split_typed
 from lm_runtime.models.protocol import BundleModel
@@ -20,27 +20,9 @@ LARGEST_MISSED = 0.02
 """The share of a word's probability that spellings may have which the search does not reach."""
 
 
-SMALL = (
-    "--hidden-size 32 --embedding-dim 32 --batch-size 4 --seq-len 20 --epochs 10 --lr 0.02 --sample-tokens 0"
-).split()
-
-
-@pytest.fixture(scope="module", params=["bpe", "char", "sentencepiece"])
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> BundleModel:
-    folder = tmp_path_factory.mktemp(request.param)
-    if request.param == "sentencepiece":
-        sentencepiece.SentencePieceTrainer.train(
-            input=str(TINY / "train.txt"),
-            model_prefix=str(folder / "units"),
-            vocab_size=150,
-            minloglevel=2,
-        )
-        options = ["--tokenizer", "units.model", *SMALL]
-    else:
-        options = ["--tokenizer", request.param, "--vocab-size", 300, *SMALL]
-    run_command("lm-train", TINY, *options, "--out", "run", cwd=folder)
-    run_command("lm-export", "run", "--out", "bundle", cwd=folder)
-    return lm_runtime.load(folder / "bundle")
+@pytest.fixture(scope="module")
+def model(spelled_bundle: Path) -> BundleModel:
+    return lm_runtime.load(spelled_bundle)
 
 
 def token_bytes(model: BundleModel) -> list[bytes]:

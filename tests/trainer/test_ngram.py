@@ -28,7 +28,7 @@ from lm_runtime.sampling.params import SamplingParams
 from lm_runtime.scoring.score import score_file
 from lm_runtime.text_files import read_fragments
 from lm_runtime.tokenizer import Tokenizer
-from lm_trainer.config import TokenizerConfig
+from lm_trainer.config import ModelConfig, TokenizerConfig
 from lm_trainer.corpora.vocabulary import make_tokenizer
 from lm_trainer.ngram import estimation as ngram
 from lm_trainer.ngram.estimation import FALLBACK_DISCOUNTS, discounts_of, estimate
@@ -54,8 +54,9 @@ class Plain:
     The beginning of a line is a word of its own, "^", that is never predicted.
     """
 
-    def __init__(self, tokens: Sequence[int], vocab_size: int, order: int) -> None:
+    def __init__(self, tokens: Sequence[int], vocab_size: int, order: int, prune: Sequence[int] = ()) -> None:
         self.vocab_size, self.order = vocab_size, order
+        self.prune = [0, *prune, *[prune[-1] if prune else 0] * order]
         seen: list[Counter[tuple[Any, ...]]] = [Counter() for _ in range(order + 1)]
         line: list[Any] = ["^"]
         for token in tokens:
@@ -64,6 +65,7 @@ class Plain:
                 seen[length][tuple(line[-length:])] += 1
             if token == EOS:
                 line = ["^"]
+        self.seen = seen
         self.counts: list[dict[tuple[Any, ...], int]] = [{} for _ in range(order + 1)]
         for length in range(1, order + 1):
             if length < order:
@@ -94,8 +96,12 @@ class Plain:
             return lower
         discounts = self.discounts[len(context) + 1]
         total = sum(count for _, count in after)
-        count = dict(after).get(token, 0)
-        left = sum(discounts[min(each, 3)] for _, each in after) / total
+        count, left = 0, 0.0
+        for word, each in after:
+            kept = self.seen[len(context) + 1][*context, word] > self.prune[len(context) + 1]
+            left += (discounts[min(each, 3)] if kept else each) / total
+            if kept and word == token:
+                count = each
         return (count - discounts[min(count, 3)]) / total + left * lower
 
     def distribution(self, tokens: Sequence[int]) -> NDArray[np.float64]:
@@ -115,6 +121,24 @@ def vocabulary_of(size: int) -> Tokenizer:
 
 def model_of(tokens: Sequence[int], order: int, vocab_size: int = VOCABULARY) -> NgramModel:
     return NgramModel(estimate(ids_of(tokens), vocab_size, EOS, order), vocabulary_of(vocab_size))
+
+
+@given(texts, orders, st.lists(st.integers(0, 2), max_size=4))
+def test_a_pruned_model_is_the_definition_without_what_is_left_out(
+    tokens: list[int], order: int, numbers: list[int]
+) -> None:
+    prune = [0, *sorted(numbers)][:order]
+    plain = Plain(tokens, VOCABULARY, order, prune)
+    tables = estimate(ids_of(tokens), VOCABULARY, EOS, order, prune)
+    model = NgramModel(tables, vocabulary_of(VOCABULARY))
+    NgramTables.from_bytes(tables.to_bytes())  # what a reader checks holds
+    for end in range(0, len(tokens), 3):
+        found = np.exp(logits_after(model, tokens[:end]))
+        np.testing.assert_allclose(found, plain.distribution(tokens[:end]), rtol=0, atol=FLOAT32)
+        assert found.sum() == pytest.approx(1, abs=FLOAT32)
+    for length, count in enumerate(tables.counts[1:], 2):
+        above = sum(number > plain.prune[length] for number in plain.seen[length].values())
+        assert count == above
 
 
 def logits_after(model: NgramModel, tokens: Sequence[int]) -> NDArray[np.float32]:
@@ -431,3 +455,26 @@ def test_no_byte_makes_a_file_crash(tmp_path_factory: pytest.TempPathFactory, da
 def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
     assert complaint(tmp_path / "none").endswith("no such file")
     assert "a folder" in complaint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("prune", "message"),
+    [
+        ("1 1", "prune must begin with 0"),
+        ("0 2 1", "the numbers of prune must not fall, got 0 2 1"),
+        ("0 0 0 1", "prune must have at most 3 numbers, one for each length, got 4"),
+        ("0 x", "prune must be numbers such as '0 0 1', got '0 x'"),
+    ],
+)
+def test_bad_pruning_is_said_before_any_work(prune: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ModelConfig(
+            10,
+            model_type="ngram",
+            order=3,
+            prune=prune,
+            embedding_dim=0,
+            hidden_size=0,
+            num_layers=0,
+            tied=False,
+        )

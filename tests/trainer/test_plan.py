@@ -174,9 +174,9 @@ def test_a_family_that_is_added_later_can_be_named(monkeypatch: pytest.MonkeyPat
 def test_every_setting_of_a_recipe_reaches_it(name: str) -> None:
     entry = ALL_SETTINGS[name]
     values: dict[type, Any] = {int: 8, float: 0.25, bool: True, str: (*entry.choices, "char")[0]}
-    given = {name: values[entry.kind]}
+    given = {name: "0 1" if name == "prune" else values[entry.kind]}
     given |= {"accumulate": {"batch_size": 8}, "projection": {"tied": False}}.get(name, {})
-    family = {"window": "window", "order": "ngram", "locked_dropout": "lstm"}.get(name)
+    family = {"window": "window", "order": "ngram", "prune": "ngram", "locked_dropout": "lstm"}.get(name)
     found = planned(**given, **({"model_type": family} if family else {})).recipe
     assert found.settings[name] == given[name] or name == "model_type"
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from lm_runtime.bundle import HIGHEST_ORDER
 from lm_runtime.settings import Setting, check, check_number, setting, settings_of
 from lm_trainer.families import FAMILIES
+from lm_trainer.ngram.pruning import numbers_of, pruning_thresholds
 
 VOCABULARY = "Corpus and vocabulary"
 _NETWORK = "Network"
@@ -99,6 +100,13 @@ class ModelConfig:
         group=_NETWORK,
     )
     """0 in the other families."""
+    prune: str = setting(
+        "",
+        help="Leave out n-grams of --model ngram that occur no more often than this, for each length: "
+        "'0 0 1' leaves out those of three words and more that occur once.",
+        group=_NETWORK,
+    )
+    """Empty in the other families."""
     projection: int = setting(
         0,
         help="Width of a linear layer between the last hidden and the output layer, 0 for none; tied weights "
@@ -118,9 +126,12 @@ class ModelConfig:
         for name, (value, reason) in fixed.items():
             if getattr(self, name) != value:
                 raise ValueError(
-                    f"{name} must be {value} with {self.model_type} ({reason}), got {getattr(self, name)}"
+                    f"{name} must be {value if value != '' else 'empty'} with {self.model_type} ({reason}), "
+                    f"got {getattr(self, name)}"
                 )
         check(self, omit=fixed)
+        if self.order:
+            pruning_thresholds(numbers_of(self.prune), self.order)
         if self.tied and self.embedding_dim != self.head_size:
             raise ValueError(
                 f"tied weights need embedding_dim equal to hidden_size, got {self.embedding_dim} and "

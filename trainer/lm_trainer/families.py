@@ -149,7 +149,8 @@ class Implementation(Protocol):
 
 
 _IN_STATE = "what it has read is in its state"
-_RECURRENT: Fixed = {"window": (0, _IN_STATE), "order": (0, _IN_STATE)}
+_NOT_PRUNED = ("", "it has no n-grams")
+_RECURRENT: Fixed = {"window": (0, _IN_STATE), "order": (0, _IN_STATE), "prune": _NOT_PRUNED}
 _NOT_RECURRENT = "it has no recurrent layers"
 _NO_LAYERS = "it has tables, no layers"
 
@@ -176,6 +177,7 @@ FAMILIES = {
             "num_layers": (1, "it has one hidden layer"),
             "tied": (False, "its embedding has a row that its output layer has not"),
             "order": (0, "it sees the tokens of its window"),
+            "prune": _NOT_PRUNED,
             "projection": (0, "its one hidden layer can have that width itself"),
         },
         {"window": 5},

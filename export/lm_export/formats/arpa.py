@@ -6,18 +6,17 @@ back-off weight, ``</s>`` where it ends one.
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lm_export.arpa_reader import END, START, arpa_counts, arpa_entries
 from lm_export.errors import ExportError
 from lm_runtime.bundle import ARPA, TABLES, BundleConfig
-from lm_runtime.files import write_whole
+from lm_runtime.files import UnusableFileError, write_whole
 from lm_runtime.models.ngram_lookup import log_probabilities
 from lm_runtime.models.ngram_tables import NgramTables
 from lm_runtime.models.protocol import BundleModel
@@ -30,8 +29,7 @@ _PROVEN_TOKENS = 4096
 _PART = 1 << 18
 """The n-grams written at a time."""
 _LN_10 = math.log(10)
-_RESERVED = ("<s>", "</s>", "<UNK>")
-_START, _END = "<s>", "</s>"
+_RESERVED = (START, END, "<UNK>")
 
 
 def refusal(config: BundleConfig) -> str:
@@ -48,8 +46,28 @@ def prove(model: BundleModel, held_out: NDArray[np.int64]) -> str:
     """As :meth:`lm_export.formats.registry.FormatWriter.prove`."""
     tables = NgramTables.read(model.folder / TABLES)
     ids = held_out[:_PROVEN_TOKENS]
-    names = _names(tables, model.tokenizer.tokens)
-    found = score_arpa(model.folder / ARPA, [names[token] for token in ids.tolist()])
+    difference = prove_arpa(model.folder / ARPA, tables, _names(tables, model.tokenizer.tokens), ids)
+    return (
+        f"{ids.size:,} held-out tokens: largest difference {difference:.1e} in a log-probability to base 10"
+    )
+
+
+def prove_arpa(path: Path, tables: NgramTables, names: Sequence[str], ids: NDArray[np.int64]) -> float:
+    """The largest difference of a token's log-probability, to base 10, between an ARPA file and tables.
+
+    Args:
+        path: the file.
+        tables: the model.
+        names: the file's words in the order of their ids.
+        ids: a text ``(tokens,)``.
+
+    Raises:
+        ExportError: it is above :data:`TOLERANCE`, or the file is damaged.
+    """
+    try:
+        found = score_arpa(path, [names[token] for token in ids.tolist()])
+    except UnusableFileError as error:
+        raise ExportError(f"{error}; no bundle was written") from None
     expected = log_probabilities(tables, ids).astype(np.float64) / _LN_10
     difference = float(np.abs(expected - found).max())
     if not difference < TOLERANCE:
@@ -57,9 +75,7 @@ def prove(model: BundleModel, held_out: NDArray[np.int64]) -> str:
             f"ARPA differs from the tables by {difference:.1e} in a log-probability to base 10; "
             "no bundle was written"
         )
-    return (
-        f"{ids.size:,} held-out tokens: largest difference {difference:.1e} in a log-probability to base 10"
-    )
+    return difference
 
 
 def write_arpa(tables: NgramTables, tokens: Sequence[str], path: Path) -> None:
@@ -78,7 +94,7 @@ def write_arpa(tables: NgramTables, tokens: Sequence[str], path: Path) -> None:
     """
     names = _names(tables, tokens)
     first = [*names]
-    first[tables.eos_id] = _START
+    first[tables.eos_id] = START
     with write_whole(path) as file:
         sizes = [tables.counts[0] + 1, *tables.counts[1:]]
         counts = "".join(f"ngram {length}={size}\n" for length, size in enumerate(sizes, 1))
@@ -87,7 +103,7 @@ def write_arpa(tables: NgramTables, tokens: Sequence[str], path: Path) -> None:
             file.write(f"\n\\{length}-grams:\n".encode())
             if length == 1:
                 weight = tables.backoffs[0][tables.eos_id] / _LN_10 if tables.backoffs else 0
-                file.write(f"-99\t{_START}\t{weight:.7f}\n".encode())
+                file.write(f"-99\t{START}\t{weight:.7f}\n".encode())
             count = tables.counts[length - 1]
             for start in range(0, count, _PART):
                 file.writelines(_lines(tables, length, start, min(start + _PART, count), names, first))
@@ -111,16 +127,25 @@ def _lines(
         return
     weights = (tables.backoffs[length - 1][start:end].astype(np.float64) / _LN_10).tolist()
     for value, words, weight in zip(values, spelled, weights, strict=True):
-        ends = words.endswith(_END)
+        ends = words.endswith(END)
         yield (f"{value:.7f}\t{words}\n" if ends else f"{value:.7f}\t{words}\t{weight:.7f}\n").encode()
 
 
 def _names(tables: NgramTables, tokens: Sequence[str]) -> list[str]:
-    """The tokens as ARPA spells them; ``<eos>`` as it ends an n-gram."""
+    """As :func:`arpa_names`, checked."""
     if len(tokens) != tables.vocab_size:
         raise ValueError(f"the model has {tables.vocab_size} tokens, got {len(tokens)}")
+    return arpa_names(tokens, tables.eos_id)
+
+
+def arpa_names(tokens: Sequence[str], eos_id: int) -> list[str]:
+    """The tokens as ARPA spells them; ``<eos>`` as it ends an n-gram.
+
+    Raises:
+        ValueError: two would be spelled alike.
+    """
     names = [_spelled(token) for token in tokens]
-    names[tables.eos_id] = _END
+    names[eos_id] = END
     if len(set(names)) < len(names) or "" in names:
         raise ValueError("two tokens would be spelled alike in ARPA, or one is empty")
     return names
@@ -139,18 +164,21 @@ def score_arpa(path: Path, words: Sequence[str]) -> NDArray[np.float64]:
     memory.
 
     Raises:
-        ExportError: the file is not laid out as its header says.
+        UnusableFileError: the file is not laid out as its header says.
+        ExportError: it lacks one of the words.
     """
-    with path.open("rb") as file:
-        counts = _read_counts(file)
-        contexts = list(_contexts(words, len(counts)))
-        wanted = {
-            _key(ngram[start:])
-            for context, word in zip(contexts, words, strict=True)
-            for ngram in (context, (*context, word))
-            for start in range(len(ngram))
-        }
-        ngrams = _read_ngrams(file, counts, wanted)
+    contexts = list(_contexts(words, len(arpa_counts(path))))
+    wanted = {
+        _key(ngram[start:])
+        for context, word in zip(contexts, words, strict=True)
+        for ngram in (context, (*context, word))
+        for start in range(len(ngram))
+    }
+    ngrams = {
+        key: (value, weight)
+        for value, names, weight in arpa_entries(path)
+        if (key := b" ".join(names)) in wanted
+    }
     return np.array([_back_off(ngrams, *place) for place in zip(contexts, words, strict=True)])
 
 
@@ -164,10 +192,10 @@ def _key(words: Sequence[str]) -> bytes:
 
 def _contexts(words: Sequence[str], order: int) -> Iterator[tuple[str, ...]]:
     """The words of the line before each word, at most ``order - 1``."""
-    line: tuple[str, ...] = (_START,)
+    line: tuple[str, ...] = (START,)
     for word in words:
         yield line[max(0, len(line) - order + 1) :]
-        line = (_START,) if word == _END else (*line, word)[-order:]
+        line = (START,) if word == END else (*line, word)[-order:]
 
 
 def _back_off(ngrams: Entries, context: tuple[str, ...], word: str) -> float:
@@ -177,28 +205,3 @@ def _back_off(ngrams: Entries, context: tuple[str, ...], word: str) -> float:
             return weight + entry[0]
         weight += ngrams.get(_key(context[start:]), (0.0, 0.0))[1]
     raise ExportError(f"the ARPA file has no 1-gram {word}; no bundle was written")
-
-
-def _read_counts(file: IO[bytes]) -> list[int]:
-    """The number of n-grams of each length, by the file's header."""
-    _require(file, b"\\data\\\n")
-    lines = itertools.takewhile(lambda line: line != b"\n", iter(file.readline, b""))
-    return [int(line.partition(b"=")[2]) for line in lines]
-
-
-def _read_ngrams(file: IO[bytes], counts: list[int], wanted: Container[bytes]) -> Entries:
-    ngrams: Entries = {}
-    for length, count in enumerate(counts, 1):
-        _require(file, f"\\{length}-grams:\n".encode())
-        for line in itertools.islice(file, count):
-            fields = line[:-1].split(b"\t")
-            if len(fields) > 1 and fields[1] in wanted:
-                ngrams[fields[1]] = float(fields[0]), float(fields[2]) if len(fields) > 2 else 0.0
-        _require(file, b"\n")
-    _require(file, b"\\end\\\n")
-    return ngrams
-
-
-def _require(file: IO[bytes], line: bytes) -> None:
-    if (found := file.readline()) != line:
-        raise ExportError(f"the ARPA file has {found!r}, not {line!r}; no bundle was written")

@@ -45,6 +45,7 @@ _EXTRAS = {
     "backports": ("zstd",) * 2,
     "backports.zstd": ("zstd",) * 2,
     "datatrove": ("datatrove",) * 2,
+    **dict.fromkeys(("starlette", "uvicorn"), ("serve",) * 2),
 }
 """The extra that brings a module, as pip takes it and as it is called; all others are of the training."""
 
@@ -93,8 +94,9 @@ class Command(GroupedCommand):
         except ValueError as error:
             self._fail(str(error), 2)
         except ModuleNotFoundError as error:
-            extra, called = _EXTRAS.get(error.name or "", ("train", "training"))
-            self._fail(f"{error.name} is not installed; install the {called} extra: {how_to_add(extra)}", 1)
+            name = (error.name or "").partition(".")[0]
+            extra, called = _EXTRAS.get(name, ("train", "training"))
+            self._fail(f"{name} is not installed; install the {called} extra: {how_to_add(extra)}", 1)
         except ImportError as error:
             # A library that is installed: there is no memory for it, or it misses another one.
             self._fail(str(error), 1)

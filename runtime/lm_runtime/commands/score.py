@@ -6,23 +6,24 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lm_runtime.commands import Command, Progress, imports, note, where_it_runs, which_graph
-from lm_runtime.commands.options import settings_options
+from lm_runtime.commands.nbest_options import LISTS, NbestOptions
+from lm_runtime.commands.options import option, settings_options
 from lm_runtime.files import require_place
+from lm_runtime.scoring.weights import NAMES, Weights
+from lm_runtime.settings import settings_of
 from lm_runtime.text_files import STANDARD_INPUT
 from lm_runtime.texts.reading import ReadingOptions, Texts, open_texts
 
 if TYPE_CHECKING:
+    from lm_runtime.commands.nbest import Prepared
     from lm_runtime.models.interpolation import InterpolatedModel
     from lm_runtime.models.protocol import BundleModel, StepModel
-    from lm_runtime.scoring.rescoring import Hypothesis
     from lm_runtime.scoring.score import Score
-
-Item = TypeVar("Item", "str", "Hypothesis")
 
 _LONG_FIGURE = 1e9
 
@@ -36,6 +37,8 @@ Examples:
   lm-score my-bundle sentences.txt --lines | sort -n | head   the least expected lines
   lm-score my-bundle news/ 'books/*.txt.gz' --text-field body
   lm-score my-bundle lists.txt --nbest --lm-weight 0.5
+  lm-score my-bundle dev.txt --nbest --tune dev.ref --save-weights weights.json
+  lm-score my-bundle lists.txt --nbest --weights weights.json --print best
   lm-score my-bundle test.txt --with my-ngram --fit valid.txt
   echo "Is it likely?" | lm-score my-bundle -
 """
@@ -62,17 +65,12 @@ Examples:
     "most surprising passages first.",
 )
 @click.option("--lines", "by_line", is_flag=True, help="Score each line as a text of its own.")
-@click.option(
+@option(
     "--nbest",
     is_flag=True,
-    help="FILE has a hypothesis a line: id, score of a first pass (natural logarithm), text, with spaces or "
-    "tabs between them. Print those of each id, best first: id, combined score, log-probability, text.",
-)
-@click.option(
-    "--lm-weight",
-    type=float,
-    help="With --nbest, the combined score is the first pass's plus this times the log-probability.  "
-    "[default: 1]",
+    group=LISTS,
+    help="FILE has n-best lists of a recognizer or a translator, with scores of a first pass (natural "
+    "logarithm): print those of each id, best first.",
 )
 @click.option(
     "--with",
@@ -88,6 +86,8 @@ Examples:
     metavar="FILE",
     help="Fit the weight on a held-out text instead; - is standard input.",
 )
+@settings_options(NbestOptions)
+@settings_options(Weights)
 @settings_options(ReadingOptions)
 @which_graph
 @where_it_runs
@@ -100,7 +100,6 @@ def main(
     page: Path | None,
     by_line: bool,
     nbest: bool,
-    lm_weight: float | None,
     other: Path | None,
     weight: float | None,
     fit: Path | None,
@@ -109,6 +108,7 @@ def main(
     precision: Any,
     provider: Any,
     threads: int | None,
+    **lists: Any,
 ) -> None:
     """Score the texts FILE... with BUNDLE: log-probabilities (natural logarithm) and perplexity.
 
@@ -125,8 +125,9 @@ def main(
     for one, two in itertools.combinations([name for name, given in modes.items() if given], 2):
         if one != "--json" or two == "--tokens":
             raise click.UsageError(f"give {one} or {two}, not both")
-    if lm_weight is not None and not nbest:
-        raise click.UsageError("--lm-weight is for --nbest")
+    asked = {name: value for name, value in lists.items() if value not in (None, ())}
+    if asked and not nbest:
+        raise click.UsageError(f"{_option(next(iter(asked)))} is for --nbest")
     if (other is None) != (weight is None and fit is None) or (weight is not None and fit is not None):
         raise click.UsageError(
             "--with takes a second bundle, and either its --weight or a text to --fit it on"
@@ -143,26 +144,45 @@ def main(
     if nbest and len(files) > 1:
         raise click.UsageError(f"--nbest takes one FILE, got {len(files)}")
     file = STANDARD_INPUT if files[0] == "-" else Path(files[0])
-    reading = ReadingOptions(text_field, on_error or "stop")
+    prepared = _prepared(file, asked, as_json=as_json) if nbest else None
     if not nbest:
-        texts = open_texts(files, reading, note)
+        texts = open_texts(files, ReadingOptions(text_field, on_error or "stop"), note)
     options: dict[str, Any] = {"precision": precision, "provider": provider, "threads": threads}
-    model: StepModel
-    facts = {}
-    if other is None:
-        model = load(bundle, **options)
+    folders = [folder for folder in (bundle, other, asked.get("second")) if folder is not None]
+    if len(folders) == 1:
+        loaded = [load(bundle, **options)]
     else:
-        first, second = load_together([bundle, other], **options)
-        _note_precisions([first, second], precision)
-        model = _interpolated(first, second, weight, fit)
+        loaded = load_together(folders, **options)
+        _note_precisions(loaded, precision)
+    model: StepModel = loaded[0]
+    facts = {}
+    if other is not None:
+        model = _interpolated(model, loaded[1], weight, fit)
         facts = {"weight": model.weight}
-    if nbest:
-        _print_nbest(model, file, 1.0 if lm_weight is None else lm_weight, as_json=as_json)
+    if prepared is not None:
+        from lm_runtime.commands.nbest import run
+
+        run(prepared, model, loaded[-1] if "second" in asked else None, as_json=as_json)
     elif by_line:
         _print_lines(model, texts, as_json=as_json)
     else:
         title = f"{file.name} by {bundle.resolve().name}"
         _print_file(model, texts, facts, as_json=as_json, per_token=per_token, page=page, title=title)
+
+
+def _prepared(file: Path, asked: dict[str, Any], *, as_json: bool) -> Prepared:
+    """The n-best lists and what is asked of them."""
+    from lm_runtime.commands.nbest import prepare
+
+    given = {name: asked[name] for name in NAMES if name in asked}
+    options = NbestOptions(**{name: value for name, value in asked.items() if name not in given})
+    return prepare(file, options, given, as_json=as_json)
+
+
+def _option(name: str) -> str:
+    """How a setting is called on the command line."""
+    settings = settings_of(Weights) | settings_of(NbestOptions)
+    return f"--{settings[name].option}"
 
 
 def _note_precisions(models: Sequence[BundleModel], precision: str) -> None:
@@ -235,32 +255,16 @@ def _print_lines(model: StepModel, texts: Texts, *, as_json: bool) -> None:
     note(_sentence(total))
 
 
-def _print_nbest(model: StepModel, file: Path, weight: float, *, as_json: bool) -> None:
-    from lm_runtime.scoring.rescoring import read_hypotheses, rescore
-
-    hypotheses = list(read_hypotheses(file))  # so that a bad line is found before the long work
-    size = sum(len(hypothesis.text.encode()) + 1 for hypothesis in hypotheses)
-    for row in rescore(model, _watched(hypotheses, size), weight):
-        given, log_probability = row.hypothesis, row.lm.log_probability
-        if as_json:
-            record = {"id": given.id, "combined": row.combined, "log_probability": log_probability}
-            _print_record(record | {"score": given.score, "tokens": row.lm.tokens, "text": given.text})
-        else:
-            line = f"{given.id}\t{row.combined:.6f}\t{log_probability:.6f}\t{given.text}"
-            click.echo(line.encode())
-
-
 def _print_record(record: dict[str, Any]) -> None:
     click.echo(json.dumps(record, ensure_ascii=False).encode())  # UTF-8, whatever the terminal's encoding is
 
 
-def _watched(items: Iterable[Item], size: int) -> Iterator[Item]:
+def _watched(items: Iterable[str], size: int) -> Iterator[str]:
     """Pass ``items`` on as they are asked for, and show the progress by their bytes."""
     progress, done = Progress(size), 0
     for item in items:
         progress.show(done)
-        text = item if isinstance(item, str) else item.text
-        done += len(text.encode()) + 1
+        done += len(item.encode()) + 1
         yield item
 
 

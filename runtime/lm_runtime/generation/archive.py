@@ -40,7 +40,7 @@ def read_arrays(file: IO[bytes], largest: Mapping[str, int]) -> dict[str, NDArra
         ValueError, zipfile.BadZipFile: it is damaged, lacks an array, or declares a larger one. No more
             memory was taken than such arrays need.
     """
-    size, most = os.fstat(file.fileno()).st_size, sum(largest.values()) + _LARGEST_DIRECTORY
+    size, most = file.seek(0, os.SEEK_END), sum(largest.values()) + _LARGEST_DIRECTORY
     if size > most:
         raise ValueError(f"{size:,} bytes, more than {most:,}")
     if not zipfile.is_zipfile(file):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lm_runtime.generation.session import Session
 from lm_runtime.sampling.constraint import compiled
@@ -41,6 +42,17 @@ class Piece:
     def __repr__(self) -> str:
         finish = f", finish={self.finish!r}" if self.finish else ""
         return f"Piece({short(self.text)}, index={self.index}, token={self.token}{finish})"
+
+
+def most_probable(values: NDArray[np.float64], k: int) -> list[int]:
+    """The ids of the k largest of ``values`` ``(vocab,)``, the largest first, of equal ones the lower id."""
+    if 0 < k < values.size:
+        least = np.partition(values, -k)[-k]
+        ids = np.flatnonzero(values >= least)
+    else:
+        ids = np.arange(values.size)
+    order: list[int] = ids[np.argsort(-values[ids], kind="stable")][:k].tolist()
+    return order
 
 
 class Row:
@@ -156,7 +168,7 @@ class Group:
             token = pieces[number].token
             if token is not None:
                 values = log_softmax(logits[number])
-                order = np.argsort(-values, kind="stable")[: self._logprobs].tolist()
+                order = most_probable(values, self._logprobs)
                 pieces[number] = replace(
                     pieces[number],
                     log_probability=float(values[token]),

@@ -9,10 +9,12 @@ from __future__ import annotations
 import codecs
 import copy
 import dataclasses
+import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -110,13 +112,22 @@ class Session:
             position=len(ids) - 1,
         )
 
-    def read(self, model: StepModel, text: str) -> None:
-        """Read more text, as if it had been generated; what is held back is dropped."""
+    def read(self, model: StepModel, text: str | Sequence[int]) -> None:
+        """Read more text, or ids, as if it had been generated; what is held back is dropped."""
         self.require_rest()
-        ids = model.tokenizer.encode(text)
-        if not ids:
-            return
-        self.state = read(model, [self.token, *ids[:-1]], self.state)
+        ids = model.tokenizer.encode(text) if isinstance(text, str) else text
+        if len(ids):
+            self.place(model, ids, read(model, [self.token, *ids[:-1]], self.state))
+
+    def place(self, model: StepModel, ids: Sequence[int], state: State) -> None:
+        """Be after ``ids``, at least one, which were read elsewhere.
+
+        Args:
+            model: that read them.
+            ids: what follows the session's last token.
+            state: the model's after all of them but the last.
+        """
+        self.state = state
         self.token = ids[-1]
         self.decoder = model.tokenizer.decoder(ids)
         self.stops = StopScanner()
@@ -172,6 +183,12 @@ class Session:
                 executed.
             model: the one that made it.
         """
+        content = self.to_bytes(model)
+        with write_whole(Path(path)) as file:
+            file.write(content)
+
+    def to_bytes(self, model: StepModel) -> bytes:
+        """The content of the file that :meth:`save` writes."""
         self.require_rest()
         facts: dict[str, Any] = {
             "format": _FORMAT,
@@ -192,8 +209,9 @@ class Session:
         arrays[_HISTORY] = np.array(self.history.tokens, dtype=np.int32)
         for tensor, array in zip(model.states, self.state, strict=True):
             arrays[_STATE + tensor.name] = array
-        with write_whole(Path(path)) as file:
-            np.savez(file, **arrays)
+        file = io.BytesIO()
+        np.savez(file, **arrays)
+        return file.getvalue()
 
     @classmethod
     def load(cls, path: str | Path, model: StepModel) -> Session:
@@ -207,7 +225,21 @@ class Session:
             file = open_regular(path, "session")
         except FileNotFoundError:
             raise UnusableFileError(path, "no such session") from None
-        with file, reading(path, "not a session, or damaged"):
+        with file:
+            return cls._read(file, path, model)
+
+    @classmethod
+    def from_bytes(cls, content: bytes, model: StepModel) -> Session:
+        """The session that :meth:`to_bytes` wrote.
+
+        Raises:
+            UnusableFileError: the content is damaged, or of another model; the file is called ``state``.
+        """
+        return cls._read(io.BytesIO(content), Path("state"), model)
+
+    @classmethod
+    def _read(cls, file: IO[bytes], path: Path, model: StepModel) -> Session:
+        with reading(path, "not a session, or damaged"):
             facts = json.loads(read_arrays(file, {_FACTS: _LARGEST_FACTS})[_FACTS].tobytes())
             _check(path, facts, model)
             zeros = initial_state(model, 1)

@@ -31,6 +31,8 @@ _ALIGNMENT = 64
 _LONGEST_HEADER = 1 << 16
 _ROUNDING = 1e-5
 """How far above 0 rounding may leave a log-probability, in nats."""
+_LARGEST_WEIGHT = 1e4
+"""Of back-off, in nats: far above what any model has."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -178,11 +180,11 @@ def _read_arrays(header: bytes, data: bytes | memoryview) -> dict[str, Any]:
 
 def _check(tables: NgramTables) -> None:
     """Raise ValueError for numbers that no estimate gives."""
-    for name in ("log_probabilities", "backoffs"):
+    # Weights of pruned models may be above 0. Of NaN, each comparison is false.
+    for name, highest in (("log_probabilities", _ROUNDING), ("backoffs", _LARGEST_WEIGHT)):
         for level, values in enumerate(getattr(tables, name), 1):
-            # Of NaN and infinity too, the comparison is false.
-            if values.size and not (-np.inf < values.min() and values.max() <= _ROUNDING):
-                raise ValueError(f"{name} of length {level} are not finite and at most 0")
+            if values.size and not (-np.inf < values.min() and values.max() <= highest):
+                raise ValueError(f"{name} of length {level} are not finite and at most {highest}")
     for level, (offsets, words) in enumerate(zip(tables.offsets, tables.words, strict=True), 1):
         if offsets[0] != 0 or offsets[-1] != words.size or (offsets[1:] < offsets[:-1]).any():
             raise ValueError(f"offsets of length {level} do not rise from 0 to {words.size}")

@@ -1,92 +1,112 @@
 """N-best lists of a first pass, such as a recognizer's, put in a new order by a language model.
 
-Knows nothing about what is printed.
+Knows nothing about files or about what is printed.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
-import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass
 
-from lm_runtime.files import UnusableFileError
 from lm_runtime.models.protocol import StepModel
-from lm_runtime.scoring.score import Score, read_texts
+from lm_runtime.scoring.nbest.hypothesis import Hypothesis
+from lm_runtime.scoring.nbest.lists import read_hypotheses
+from lm_runtime.scoring.score import Score
 from lm_runtime.scoring.texts import score_texts
-from lm_runtime.settings import check_number, short
+from lm_runtime.scoring.weights import NAMES, Weights
+from lm_runtime.tokenizer import count_words
 
-_LARGEST_WEIGHT = 1_000_000
-_SPACES = " \t"
-_SEPARATOR = re.compile(r"[ \t]+")
-_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+__all__ = ["Hypothesis", "Rescored", "Scored", "rank", "read_hypotheses", "rescore", "score_hypotheses"]
 
 
 @dataclass(frozen=True)
-class Hypothesis:
-    """One of the texts that a first pass (a recognizer, a translator) holds possible."""
-
-    id: str
-    """What it is a hypothesis of: all of one id are a list."""
-    score: float
-    """The first pass's score, natural logarithm."""
-    text: str
-    """The text."""
-
-
-@dataclass(frozen=True)
-class Rescored:
-    """A hypothesis and its score by the language model."""
+class Scored:
+    """A hypothesis with all that weights apply to."""
 
     hypothesis: Hypothesis
     """As it was given."""
     lm: Score
     """The language model's score of its text."""
+    second: Score | None
+    """The second model's, if there is one."""
+    words: int
+    """The words of its text (:func:`lm_runtime.tokenizer.count_words`)."""
+
+    @property
+    def features(self) -> tuple[float, ...]:
+        """What each weight is multiplied with, in the order of :data:`lm_runtime.scoring.weights.NAMES`."""
+        second = 0.0 if self.second is None else self.second.log_probability
+        return (
+            self.lm.log_probability,
+            second,
+            float(self.words),
+            float(self.lm.tokens),
+            -float(self.lm.unknown),
+        )
+
+
+@dataclass(frozen=True)
+class Rescored(Scored):
+    """A hypothesis and its score by the language model."""
+
     combined: float
-    """The first pass's score plus the weighted log-probability."""
+    """The sum of the parts."""
+    parts: dict[str, float]
+    """The first pass's ``score``, and what each weight adds to it, by its name."""
 
 
-def rescore(model: StepModel, hypotheses: Iterable[Hypothesis], weight: float = 1.0) -> list[Rescored]:
-    """Put n-best lists in the order of ``score + weight * log-probability``.
+def rescore(
+    model: StepModel,
+    hypotheses: Iterable[Hypothesis],
+    weight: float | Weights,
+    *,
+    second: StepModel | None = None,
+) -> list[Rescored]:
+    """Put n-best lists in the order of the first pass's score plus the weighted parts of each text.
 
     Args:
         model: from :func:`lm_runtime.load`.
         hypotheses: of any number of ids, in any order.
-        weight: of the language model's log-probability (natural logarithm) of a text.
+        weight: all weights; or that of the model's log-probability (natural logarithm) of a text alone.
+        second: a second model, of any tokenizer, for ``second_weight``.
 
     Returns:
         the ids in the order of their first hypotheses, of each the best hypothesis first; equal ones keep
         their order.
 
     Raises:
-        ValueError: the weight is out of its range.
+        ValueError: a weight is out of its range, or ``second`` and its weight are not given together.
     """
-    check_number("weight", weight, float, low=-_LARGEST_WEIGHT, high=_LARGEST_WEIGHT)
+    weights = weight if isinstance(weight, Weights) else Weights(lm_weight=weight)
+    if second is None and weights.second_weight:
+        raise ValueError(f"second_weight is {weights.second_weight:g}, and there is no second model")
+    return rank(score_hypotheses(model, hypotheses, second), weights)
+
+
+def score_hypotheses(
+    model: StepModel, hypotheses: Iterable[Hypothesis], second: StepModel | None = None
+) -> list[Scored]:
+    """Score the texts of n-best lists by one model or two, in their order; arguments as :func:`rescore`."""
+    given, *texts = itertools.tee(hypotheses, 2 if second is None else 3)
+    models = [model] if second is None else [model, second]
+    scores = [
+        score_texts(one, (hypothesis.text for hypothesis in own))
+        for one, own in zip(models, texts, strict=True)
+    ]
+    return [
+        Scored(hypothesis, lm, rest[0] if rest else None, count_words(hypothesis.text))
+        for hypothesis, lm, *rest in zip(given, *scores, strict=True)
+    ]
+
+
+def rank(scored: Sequence[Scored], weights: Weights) -> list[Rescored]:
+    """Combine the parts of each hypothesis and sort every list, as :func:`rescore` does."""
     lists: dict[str, list[Rescored]] = {}
-    given, scored = itertools.tee(hypotheses)
-    scores = score_texts(model, (hypothesis.text for hypothesis in scored))
-    for hypothesis, lm in zip(given, scores, strict=True):
-        combined = hypothesis.score + weight * lm.log_probability
-        lists.setdefault(hypothesis.id, []).append(Rescored(hypothesis, lm, combined))
+    for one in scored:
+        parts = {"score": one.hypothesis.score}
+        for name, value, feature in zip(NAMES, astuple(weights), one.features, strict=True):
+            parts[name] = value * feature
+        row = Rescored(one.hypothesis, one.lm, one.second, one.words, sum(parts.values()), parts)
+        lists.setdefault(one.hypothesis.id, []).append(row)
     return [one for rows in lists.values() for one in sorted(rows, key=lambda row: -row.combined)]
-
-
-def read_hypotheses(path: str | Path) -> Iterator[Hypothesis]:
-    """The n-best lists of a text file, a line for each hypothesis: id, score, text.
-
-    Spaces and tabs separate the three, and no other white space does; around the text they are no part of it.
-    The score is a decimal number, such as -12.5 or 1e-3. The text may be empty.
-
-    Raises:
-        UnusableFileError: as :func:`read_texts`, or a line has no id or no score.
-    """
-    for number, line in enumerate(read_texts(path), start=1):
-        id_, score, text = (*_SEPARATOR.split(line.strip(_SPACES), maxsplit=2), "", "")[:3]
-        if not score:
-            raise UnusableFileError(path, f"line {number}: not an id, a score and a text: {short(line)}")
-        value = float(score) if _NUMBER.fullmatch(score) else math.nan
-        if not math.isfinite(value):
-            raise UnusableFileError(path, f"line {number}: the score is no number: {short(score)}")
-        yield Hypothesis(id_, value, text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
@@ -59,6 +59,12 @@ def make_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
     return with_line_breaks(Tokenizer(engine.to_str()))
 
 
+def word_tokenizer(words: Sequence[str]) -> Tokenizer:
+    """The word tokenizer of ``<eos>``, ``<unk>`` and ``words``, in this order."""
+    engine = _of_parts(None, pre_tokenizers.WhitespaceSplit(), [EOS, UNK, *words])
+    return with_line_breaks(Tokenizer(engine.to_str()))
+
+
 def _closed_vocabulary(
     normalizer: normalizers.Normalizer | None,
     pre_tokenizer: pre_tokenizers.PreTokenizer,
@@ -84,7 +90,13 @@ def _closed_vocabulary(
             f"the training text has no {'character' if config.tokenizer == 'char' else 'word'} that comes "
             f"{config.min_frequency} times: the vocabulary would be empty"
         )
-    vocabulary = {token: id_ for id_, token in enumerate([EOS, UNK, *parts][: config.vocab_size])}
+    return _of_parts(normalizer, pre_tokenizer, [EOS, UNK, *parts][: config.vocab_size])
+
+
+def _of_parts(
+    normalizer: normalizers.Normalizer | None, pre_tokenizer: pre_tokenizers.PreTokenizer, tokens: list[str]
+) -> Engine:
+    vocabulary = {token: id_ for id_, token in enumerate(tokens)}
     engine = Engine(models.WordLevel(vocabulary, unk_token=UNK))
     _set_normalizer(engine, normalizer)
     engine.pre_tokenizer = pre_tokenizer

@@ -5,7 +5,7 @@ Knows nothing about text: it sees token ids.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from lm_runtime.bundle import HIGHEST_ORDER
 from lm_runtime.models.ngram_tables import LARGEST_VOCABULARY, NgramTables
+from lm_trainer.ngram.pruning import pruning_thresholds
 
 FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)
 """The discounts of counts 1, 2, and 3 or more, where they cannot be estimated."""
@@ -43,7 +44,9 @@ class _Level:
     """Those that begin with the ``<eos>`` of the line before."""
 
 
-def estimate(ids: NDArray[np.integer], vocab_size: int, eos_id: int, order: int = 5) -> NgramTables:
+def estimate(
+    ids: NDArray[np.integer], vocab_size: int, eos_id: int, order: int = 5, prune: Sequence[int] = ()
+) -> NgramTables:
     """Interpolated modified Kneser-Ney estimates, in back-off form.
 
     The probability of a word after a context is ``(a - D(a)) / A + g * lower``: ``a`` is the count of the
@@ -67,10 +70,14 @@ def estimate(ids: NDArray[np.integer], vocab_size: int, eos_id: int, order: int 
         vocab_size: the number of tokens.
         eos_id: the id of a line's end.
         order: the length of the longest n-grams.
+        prune: for each length the occurrences up to which n-grams are left out, as KenLM's ``--prune``: they
+            count as others do, and what they would have had goes to the shorter ones. The last one holds for
+            all longer lengths.
 
     Raises:
-        ValueError: the order or an id is out of range, or there is no text.
+        ValueError: the order, an id or a number of ``prune`` is out of range, or there is no text.
     """
+    thresholds = pruning_thresholds(prune, order)
     if not 1 <= order <= HIGHEST_ORDER:
         raise ValueError(f"order must be from 1 to {HIGHEST_ORDER}, got {order}")
     if not 0 < ids.size <= _LONGEST_TEXT:
@@ -94,6 +101,7 @@ def estimate(ids: NDArray[np.integer], vocab_size: int, eos_id: int, order: int 
     )
     lower = np.array([1 / vocab_size], dtype=np.float32)
     words, log_probabilities, backoffs, offsets = [], [], [], []
+    contexts_kept = None
     for length in range(1, order + 1):
         counts = level.counts
         if length < order:
@@ -104,12 +112,15 @@ def estimate(ids: NDArray[np.integer], vocab_size: int, eos_id: int, order: int 
             counts = _occurrences(longer.suffixes, level.counts.size)
             if length > 1:  # nothing stands before a line's beginning
                 counts[level.line_starts] = level.counts[level.line_starts]
-            words.append(longer.words)
-            offsets.append(longer.offsets)
-        lower, backoff = _smooth(counts, level, lower)
-        log_probabilities.append(np.log(lower))
+        threshold = thresholds[length - 1]
+        kept = level.counts > threshold if threshold else None
+        lower, backoff = _smooth(counts, level, lower, kept)
+        log_probabilities.append(np.log(_chosen(lower, kept)))
         if length > 1:
-            backoffs.append(np.log(backoff, dtype=np.float32))
+            words.append(_chosen(level.words, kept))
+            offsets.append(_chosen_offsets(level.offsets, kept, contexts_kept))
+            backoffs.append(np.log(_chosen(backoff, contexts_kept), dtype=np.float32))
+        contexts_kept = kept
         if length < order:
             level = longer
     return NgramTables(
@@ -169,8 +180,26 @@ def _longer(
     return longer, after
 
 
+def _chosen(values: NDArray[Any], kept: NDArray[np.bool_] | None) -> NDArray[Any]:
+    return values if kept is None else values[kept]
+
+
+def _chosen_offsets(
+    offsets: NDArray[np.uint32], kept: NDArray[np.bool_] | None, contexts: NDArray[np.bool_] | None
+) -> NDArray[np.uint32]:
+    """The offsets of the n-grams that are kept, for the contexts that are; the others' n-grams are not."""
+    if kept is not None:
+        before = np.zeros(kept.size + 1, dtype=np.uint32)
+        np.cumsum(kept, out=before[1:])
+        offsets = before[offsets]
+    return offsets if contexts is None else np.append(offsets[:-1][contexts], offsets[-1])
+
+
 def _smooth(
-    counts: NDArray[np.uint32], level: _Level, lower: NDArray[np.float32]
+    counts: NDArray[np.uint32],
+    level: _Level,
+    lower: NDArray[np.float32],
+    kept: NDArray[np.bool_] | None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """The probability of each n-gram, and the weight of ``lower`` after each context.
 
@@ -178,13 +207,18 @@ def _smooth(
         counts: the ``a`` of :func:`estimate` for each n-gram, ``(n-grams,)``.
         level: the n-grams.
         lower: the probability of each n-gram without its first word.
+        kept: those that are not left out; None for all.
     """
     discounts = np.array([0.0, *discounts_of(counts)])
     total = _sums(counts, level.offsets)  # (contexts,)
     left = np.zeros(total.size)
     for number in (1, 2, 3):
         of_number = counts == number if number < 3 else counts >= number
+        if kept is not None:
+            of_number &= kept
         left += discounts[number] * _sums(of_number, level.offsets)
+    if kept is not None:
+        left += _sums(np.where(kept, 0, counts), level.offsets)
     # A context without a successor leaves all to the lower order.
     backoff = np.divide(left, total, out=np.ones(total.size), where=total > 0)
     probabilities = np.empty(counts.size, dtype=np.float32)

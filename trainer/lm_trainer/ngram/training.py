@@ -9,6 +9,7 @@ from lm_runtime.commands import file_size
 from lm_runtime.scoring.score import perplexity
 from lm_trainer.ngram.estimation import estimate
 from lm_trainer.ngram.model import NgramLM
+from lm_trainer.ngram.pruning import numbers_of
 from lm_trainer.training.job import Job
 from lm_trainer.training.memory import peak_memory
 from lm_trainer.training.progress import InterruptedRunError, Observer
@@ -75,7 +76,10 @@ class NgramTrainer:
         job, begun = self._job, time.perf_counter()
         try:
             config = job.model_config
-            self._model = NgramLM.of(estimate(job.train, config.vocab_size, job.eos_id, order=config.order))
+            tables = estimate(
+                job.train, config.vocab_size, job.eos_id, config.order, numbers_of(config.prune)
+            )
+            self._model = NgramLM.of(tables)
             loss = self._model.text_loss(job.valid, job.eos_id) / job.valid.size
         except KeyboardInterrupt:
             raise InterruptedRunError from None
