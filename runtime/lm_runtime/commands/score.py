@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lm_runtime.commands import Command, Progress, imports, note, where_it_runs, which_graph
+from lm_runtime.commands.documents_options import DOCUMENTS, DocumentsOptions
 from lm_runtime.commands.nbest_options import LISTS, NbestOptions
 from lm_runtime.commands.options import option, settings_options
 from lm_runtime.files import require_place
@@ -36,6 +37,7 @@ Examples:
   lm-score my-bundle valid.txt --html report.html             what surprises the model, in colours
   lm-score my-bundle sentences.txt --lines | sort -n | head   the least expected lines
   lm-score my-bundle news/ 'books/*.txt.gz' --text-field body
+  lm-score my-bundle crawl/*.parquet --documents --output scored.parquet --max-perplexity 300
   lm-score my-bundle lists.txt --nbest --lm-weight 0.5
   lm-score my-bundle dev.txt --nbest --tune dev.ref --save-weights weights.json
   lm-score my-bundle lists.txt --nbest --weights weights.json --print best
@@ -86,6 +88,15 @@ Examples:
     metavar="FILE",
     help="Fit the weight on a held-out text instead; - is standard input.",
 )
+@option(
+    "--documents",
+    "by_document",
+    is_flag=True,
+    group=DOCUMENTS,
+    help="Score each record of JSON Lines or Parquet, and each text file, as a text of its own, and write it "
+    "with its scores to --output. A call that was broken off goes on where it was.",
+)
+@settings_options(DocumentsOptions, omit=("output",))
 @settings_options(NbestOptions)
 @settings_options(Weights)
 @settings_options(ReadingOptions)
@@ -99,6 +110,7 @@ def main(
     per_token: bool,
     page: Path | None,
     by_line: bool,
+    by_document: bool,
     nbest: bool,
     other: Path | None,
     weight: float | None,
@@ -122,10 +134,15 @@ def main(
     With --with, --precision and --provider go to each of the two that has them.
     """
     modes = {"--json": as_json, "--tokens": per_token, "--lines": by_line, "--nbest": nbest}
+    modes["--documents"] = by_document
     for one, two in itertools.combinations([name for name, given in modes.items() if given], 2):
-        if one != "--json" or two == "--tokens":
+        if one != "--json" or two in ("--tokens", "--documents"):
             raise click.UsageError(f"give {one} or {two}, not both")
     asked = {name: value for name, value in lists.items() if value not in (None, ())}
+    documents_settings = [name for name in settings_of(DocumentsOptions) if name != "output" or by_document]
+    of_documents = {name: asked.pop(name) for name in documents_settings if name in asked}
+    if of_documents and not by_document:
+        raise click.UsageError(f"--{next(iter(of_documents)).replace('_', '-')} is for --documents")
     if asked and not nbest:
         raise click.UsageError(f"{_option(next(iter(asked)))} is for --nbest")
     if (other is None) != (weight is None and fit is None) or (weight is not None and fit is not None):
@@ -136,6 +153,10 @@ def main(
         if per_token or by_line or nbest:
             raise click.UsageError("--html is for a whole text; leave out --tokens, --lines and --nbest")
         require_place(page)
+    if by_document:
+        if other is not None or page is not None:
+            raise click.UsageError(f"leave out {'--with' if other else '--html'} with --documents")
+        wanted = DocumentsOptions(**of_documents)
     with imports():
         from lm_runtime.models.load import load, load_together
 
@@ -148,6 +169,11 @@ def main(
     if not nbest:
         texts = open_texts(files, ReadingOptions(text_field, on_error or "stop"), note)
     options: dict[str, Any] = {"precision": precision, "provider": provider, "threads": threads}
+    if by_document:
+        from lm_runtime.commands.documents import score_documents
+
+        score_documents(bundle, texts, wanted, **options)
+        return
     folders = [folder for folder in (bundle, other, asked.get("second")) if folder is not None]
     if len(folders) == 1:
         loaded = [load(bundle, **options)]
