@@ -73,6 +73,7 @@ def test_the_trainer_does_not_know_the_exporter() -> None:
 
 
 LIGHT = [
+    "lm_trainer",
     "lm_runtime",
     "lm_runtime.bundle",
     "lm_runtime.files",
@@ -114,6 +115,8 @@ def test_only_what_runs_a_graph_loads_onnxruntime() -> None:
     ("module", "absent"),
     [
         ("lm_trainer.reports.metrics", ("torch", "onnxruntime", "matplotlib", "tokenizers")),
+        ("lm_trainer.reports.comparison_page", ("torch", "onnxruntime", "matplotlib")),
+        ("lm_trainer.runs", ("torch", "onnxruntime", "matplotlib", "lm_export")),
         ("lm_trainer.reports.pictures", ("torch", "onnxruntime", "matplotlib")),
         ("lm_trainer.reports.summary", ("onnxruntime", "matplotlib", "tensorboard")),
         ("lm_trainer.networks.recurrent", ("onnxruntime", "matplotlib")),
@@ -128,6 +131,8 @@ def test_a_module_loads_no_more_than_it_needs(module: str, absent: tuple[str, ..
 
 COMMANDS = [
     "lm_trainer.command",
+    "lm_trainer.commands.compare",
+    "lm_trainer.commands.reach",
     "lm_export.command",
     "lm_runtime.commands.generate",
     "lm_runtime.commands.score",

@@ -19,16 +19,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from matplotlib.figure import Figure
 from pages import command, machine, measured_once, recipe, sample, samples, spread
 from torch import nn
-from torch.nn import functional as F
 
 from lm_runtime.scoring.score import perplexity
 from lm_trainer.networks.family import make_model
 from lm_trainer.networks.recurrent import RecurrentLM
+from lm_trainer.reports.reach import gradient_reach
 from lm_trainer.run.checkpoint import load_checkpoint, restore_model
 
 HERE = Path(__file__).resolve().parent
@@ -100,30 +99,6 @@ def draw_time(figures: dict[str, list[dict[str, Any]]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def gradient_reach(model: RecurrentLM, ids: np.ndarray) -> np.ndarray:
-    """How much one prediction's loss depends on the embedding of each token before it.
-
-    Returns:
-        the gradient's norm for distances 0 to REACH - 1, a mean over texts, as a share of that of distance 0.
-    """
-    rows = ids[: 64 * (REACH + 1)].reshape(64, REACH + 1).astype(np.int64)
-    token, target = torch.from_numpy(rows[:, :-1]), torch.from_numpy(rows[:, -1])
-    kept: list[torch.Tensor] = []
-
-    def keep(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
-        output.retain_grad()
-        kept.append(output)
-
-    handle = model.embedding.register_forward_hook(keep)
-    logits, _ = model(token, model.zero_state(64))
-    torch.autograd.backward(F.cross_entropy(logits[:, -1], target, reduction="sum"))
-    handle.remove()
-    assert kept[0].grad is not None  # (time, batch, embedding)
-    norms = kept[0].grad.norm(dim=2).mean(1).flip(0).numpy()
-    reach: np.ndarray = norms / norms[0]
-    return reach
-
-
 def draw_reach(work: Path, path: Path) -> dict[str, dict[str, float]]:
     """The picture of vanishing gradients; returns the share that is left at some distances."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
@@ -134,13 +109,13 @@ def draw_reach(work: Path, path: Path) -> dict[str, dict[str, float]]:
         checkpoint = load_checkpoint(run)
         model, _ = restore_model(checkpoint)
         assert isinstance(model, RecurrentLM)
-        ids = checkpoint.facts.held_out.numpy()
+        rows = checkpoint.facts.held_out.numpy()[: 64 * (REACH + 1)].reshape(64, REACH + 1)
         for label, candidate, style in (
             ("trained", model, "-"),
             ("before training", make_model(model.config, torch.Generator().manual_seed(0)), ":"),
         ):
             assert isinstance(candidate, RecurrentLM)
-            reach = gradient_reach(candidate, ids)
+            reach = gradient_reach(candidate, rows)
             axes.semilogy(reach, style, color=COLORS[family], label=f"{family}, {label}")
             left[f"{family}, {label}"] = {str(far): float(reach[far]) for far in (5, 10, 20, 50)}
     axes.set_ylim(1e-12, 3)

@@ -38,6 +38,8 @@ _SHORT = {"lm-train": ["--sample-tokens", "5", "--epochs", "1"], "lm-bench": ["-
 _BINARIES = Path(sys.executable).parent
 _COMMANDS = {
     "lm-train": "lm_trainer.command",
+    "lm-compare": "lm_trainer.commands.compare",
+    "lm-reach": "lm_trainer.commands.reach",
     "lm-export": "lm_export.command",
     "lm-generate": "lm_runtime.commands.generate",
     "lm-score": "lm_runtime.commands.score",

@@ -269,7 +269,7 @@ def test_a_run_is_complete_without_its_pictures_page_and_events(
         raise OSError("no space for this")
 
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", fail)
-    monkeypatch.setattr("lm_trainer.reports.page.write_whole", fail)
+    monkeypatch.setattr("lm_trainer.reports.markup.write_whole", fail)
     monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_scalar", fail)
     options = [TINY, *SMALL, "--epochs", 1, "--out", "run", "--tensorboard"]
     code, _, err = invoke(lm_train, *options)

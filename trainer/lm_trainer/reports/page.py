@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import html
 import io
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lm_runtime.files import write_whole
 from lm_runtime.scoring.score import not_comparable
 from lm_trainer.families import FAMILIES
+from lm_trainer.reports import markup
 from lm_trainer.reports.pictures import draw_rates
 from lm_trainer.run.records import Checkpoint
-
-_ALLOWED = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-_STYLE = """
-body { font: 16px/1.5 sans-serif; max-width: 52em; margin: 2em auto; padding: 0 1em; color: #222 }
-table { border-collapse: collapse; margin: 1em 0 }
-th, td { border-bottom: 1px solid #ddd; padding: .2em 1.5em .2em 0; text-align: left; vertical-align: top }
-img { max-width: 100% }
-pre { background: #f5f5f5; padding: 1em; white-space: pre-wrap; overflow-wrap: anywhere }
-"""
 
 
 def write_page(
@@ -51,8 +40,8 @@ def write_page(
         draw_rates(records, rates)
         pictures = (
             "<h2>The course of the training</h2>\n"
-            + _picture("perplexity over the steps", curve.read_bytes())
-            + _picture("learning rate over the steps", rates.getvalue())
+            + markup.picture("perplexity over the steps", curve.read_bytes())
+            + markup.picture("learning rate over the steps", rates.getvalue())
         )
     facts = last.facts
     settings = {
@@ -62,26 +51,15 @@ def write_page(
     }
     if facts.init:
         settings["init"] = facts.init.path
-    page = f"""<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<meta http-equiv="Content-Security-Policy" content="{_ALLOWED}">
-<title>{_escape(title)}</title>
-<style>{_STYLE}</style>
-<h1>{_escape(title)}</h1>
-{_table(_facts(summary, last))}
+    body = f"""{markup.table(_facts(summary, last))}
 <h2>Perplexity</h2>
-{_table(_figures(summary))}
+{markup.table(_figures(summary))}
 {pictures}
 <h2>A sample</h2>
-<pre>{_escape(sample)}</pre>
+<pre>{markup.escape(sample)}</pre>
 <h2>Settings</h2>
-{_table(settings.items())}
-</html>
-"""
-    with write_whole(path) as file:
-        file.write(page.encode("utf-8", "replace"))  # a file's name may be no text
+{markup.table(settings.items())}"""
+    markup.write_page(path, markup.page(title, body))
 
 
 def _facts(summary: dict[str, Any], last: Checkpoint) -> Iterable[tuple[object, ...]]:
@@ -125,19 +103,3 @@ def _bits(figures: dict[str, Any]) -> str:
     if (bits := figures["bits_per_byte"]) is not None:
         return f"{bits:.3f}"
     return not_comparable(figures["unknown"], figures["tokens"])
-
-
-def _table(rows: Iterable[tuple[object, ...]]) -> str:
-    lines = (
-        f"<tr><th>{_escape(first)}</th>{''.join(f'<td>{_escape(cell)}</td>' for cell in cells)}</tr>"
-        for first, *cells in rows
-    )
-    return "\n".join(["<table>", *lines, "</table>"])
-
-
-def _picture(title: str, png: bytes) -> str:
-    return f'<img alt="{title}" src="data:image/png;base64,{base64.b64encode(png).decode()}">\n'
-
-
-def _escape(value: object) -> str:
-    return html.escape(str(value))

@@ -12,14 +12,14 @@ import torch
 
 from lm_runtime.commands import note
 from lm_runtime.folders import held
-from lm_runtime.text_files import read_text_file
 from lm_trainer.families import ModelTrainer
 from lm_trainer.plan import Action, Plan
 from lm_trainer.presets import Preset
 from lm_trainer.reports import summary as reports
+from lm_trainer.reports.sample import read_sample
 from lm_trainer.run import trial
 from lm_trainer.run.device import pick_device, pick_precision
-from lm_trainer.run.folder import LAST, SAMPLE, SHUFFLED, SUMMARY, TOKEN_FILES
+from lm_trainer.run.folder import LAST, SHUFFLED, SUMMARY, TOKEN_FILES
 from lm_trainer.run.pretrained import Pretrained, read_pretrained
 from lm_trainer.run.resume import resume
 from lm_trainer.run.setup import CorpusArguments, start
@@ -162,7 +162,7 @@ def _events(trainer: ModelTrainer, out: Path) -> Iterator[None]:
         trainer.metrics.watch = log.append
         del trainer  # which the caller lets go
         yield
-        log.add_sample(read_text_file(out / SAMPLE), progress.step)
+        log.add_sample(read_sample(out), progress.step)
 
 
 def _say_nothing(_: str) -> None:

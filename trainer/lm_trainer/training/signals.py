@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, TypeVar
@@ -15,9 +16,14 @@ _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 
 def ignore_signals() -> None:
     """Ignore further requests to stop, once the checkpoint is written and the process is about to end."""
-    for name in _NAMES:
+    for name in _NAMES if _gets_signals() else ():
         if number := getattr(signal, name, None):
             signal.signal(number, signal.SIG_IGN)
+
+
+def _gets_signals() -> bool:
+    """Whether this is the main thread: no other one is told of signals."""
+    return threading.current_thread() is threading.main_thread()
 
 
 class StopSignals:
@@ -30,7 +36,7 @@ class StopSignals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> None:
-        for name in _NAMES:
+        for name in _NAMES if _gets_signals() else ():
             number = getattr(signal, name, None)
             under_nohup = name == "SIGHUP" and number and signal.getsignal(number) == signal.SIG_IGN
             if number is not None and not under_nohup:

@@ -15,6 +15,8 @@ from lm_trainer.training.processes import Processes
 from lm_trainer.training.progress import Observer
 from lm_trainer.training.snapshot import Progress
 
+_NOTEBOOK_COLUMNS = 100
+
 
 def watching(trainer: ModelTrainer, processes: Processes) -> AbstractContextManager[Observer]:
     """Show a run's progress, within; of several processes the first one does."""
@@ -22,18 +24,28 @@ def watching(trainer: ModelTrainer, processes: Processes) -> AbstractContextMana
 
 
 def bar(**options: Any) -> tqdm[Any]:
-    """A progress bar with the time that is left; without a terminal, a line every half minute."""
-    live = sys.stderr.isatty()
+    """A progress bar with the time that is left; without a terminal, a line every half minute.
+
+    A notebook shows what a terminal does, but for its width.
+    """
+    notebook = _is_notebook()
+    live = sys.stderr.isatty() or notebook
     return tqdm(
         **options,
         file=sys.stderr if live else _Lines(),
         mininterval=0.2 if live else 30,
         maxinterval=1 if live else 60,
-        dynamic_ncols=live,
+        dynamic_ncols=live and not notebook,
         leave=live,
-        ncols=None if live else 0,
+        ncols=_NOTEBOOK_COLUMNS if notebook else None if live else 0,
         smoothing=0.05,
     )
+
+
+def _is_notebook() -> bool:
+    """Whether this process runs a notebook's cells."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
 
 
 class _RunBar:
