@@ -6,6 +6,7 @@ Knows nothing about files.
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from lm_runtime.models.protocol import BundleModel, Provider
 from lm_runtime.settings import short
 
 FIGURES = ("perplexity", "log_probability", "tokens", "unknown", "bits_per_byte")
-"""What every document gets; ``bits_per_byte`` is missing where unknown words make it too low."""
+"""What every document gets; ``bits_per_byte`` is missing where unknown words make it too low: None, or NaN in a column."""
 BUCKET = "bucket"
 """What it gets where there are buckets."""
 BUCKETS = ("head", "middle", "tail")
@@ -98,7 +99,7 @@ class DocumentScorer:
         scores = self.score([_text(text, number) for number, text in enumerate(texts)])
         if isinstance(texts, np.ndarray):
             return {**columns, **{name: _array(values) for name, values in scores.items()}}
-        return {**columns, **scores}
+        return {**columns, **{name: _without_none(values) for name, values in scores.items()}}
 
     def score(self, texts: Sequence[str]) -> Columns:
         """The new columns for ``texts``."""
@@ -138,6 +139,9 @@ def _text(text: Any, number: int) -> str:
 def _array(values: list[Any]) -> Any:
     if any(isinstance(value, str) for value in values):
         return np.array(values, dtype=object)
-    if any(value is None for value in values):
-        return np.array([np.nan if value is None else value for value in values])
-    return np.array(values)
+    return np.array(_without_none(values))
+
+
+def _without_none(values: list[Any]) -> list[Any]:
+    """The values, with NaN in place of those that are missing: a column of None alone has no type."""
+    return [math.nan if value is None else value for value in values]
