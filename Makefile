@@ -1,6 +1,7 @@
 # make demo   the whole path on this machine: train, export, generate without torch
 # make test   every check
-# Both set up what they need, in .venv (with torch) and .venv-runtime (without), and repeat quickly.
+# make site   the page that runs the demo's bundle in a browser (Node)
+# They set up what they need, in .venv (with torch) and .venv-runtime (without), and repeat quickly.
 
 PYTHON ?= python3
 TRAIN_READY := .venv/.train-ready
@@ -11,7 +12,7 @@ SOURCES := $(shell find trainer export runtime -name '*.py' -o -name py.typed)
 PIP := -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 BEGUN := $(shell date +%s)
 
-.PHONY: demo test lint fixture clean
+.PHONY: demo test lint fixture site clean
 
 # $(call step,NAME,COMMAND,FILES): run a step of the demo, and note its time and what it made.
 define step
@@ -44,8 +45,15 @@ fixture: $(TRAIN_READY)
 	.venv/bin/python tests/make_fixture.py
 	.venv/bin/python tests/make_cases.py
 
+# A folder for any web server, with the bundle of artifacts/bundle in a page.
+site: $(JS_READY) artifacts/bundle/config.json
+	cd runtime/js && npm run --silent site -- ../../artifacts/bundle ../../artifacts/site
+
+artifacts/bundle/config.json:
+	$(MAKE) demo
+
 clean:
-	rm -rf .venv .venv-runtime runtime/js/node_modules dist artifacts/run artifacts/bundle artifacts/*.txt
+	rm -rf .venv .venv-runtime runtime/js/node_modules dist artifacts/run artifacts/bundle artifacts/site artifacts/*.txt
 
 # Of the JavaScript runtime; without Node its tests are skipped.
 $(JS_READY): runtime/js/package-lock.json

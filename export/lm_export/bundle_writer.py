@@ -36,6 +36,7 @@ from lm_runtime.files import UnusableFileError
 from lm_runtime.folders import folder_beside, holds_something, replace_folder, restore_folder
 from lm_runtime.models.load import load
 from lm_runtime.tokenizer import LINE_BREAK, Tokenizer
+from lm_trainer.corpora.token_list import check_tokens
 from lm_trainer.networks.base import LanguageModel
 
 _DEFAULTS = {"temperature": 0.8, "top_k": 0, "top_p": 0.95, "max_new_tokens": 200}
@@ -50,6 +51,7 @@ def export_bundle(
     opset: int,
     quantize: bool,
     formats: tuple[str, ...] = (),
+    tokens: Path | None = None,
     tokenizer: Path | None = None,
     replace: bool,
     tell: Tell,
@@ -62,12 +64,13 @@ def export_bundle(
         opset: the ONNX operator set of a network's graph.
         quantize: whether to add an int8 graph.
         formats: names of :data:`FORMATS` to add.
+        tokens: a recognizer's list, which the vocabulary must be.
         tokenizer: the tokenizer.json of an ARPA file's tokens; by default they are words.
         replace: whether a bundle that is in ``out`` may be replaced.
         tell: takes lines for the person at the terminal.
 
     Raises:
-        UnusableFileError: the checkpoint cannot be used.
+        UnusableFileError: the checkpoint cannot be used, or ``tokens`` differs from its vocabulary.
         ValueError: ``out`` holds something, the operator set is out of its bounds, or ``quantize`` or one of
             ``formats`` does not apply to the model.
         ExportError: the bundle failed a check.
@@ -76,6 +79,8 @@ def export_bundle(
     config = _configuration(source, opset)
     layers = form_of(config.model_type).layers(config) if quantize else {}
     check_applies(formats, config)
+    if tokens is not None:
+        check_tokens(source.tokenizer, tokens)
     with _folder_in_place(out, replace=replace) as folder:
         graph = _write_model(folder, source, config)
         write_texts(folder, source.tokenizer)

@@ -20,6 +20,7 @@ Examples:
   lm-export my-run --out my-bundle --quantize int8
   lm-export my-run/last.pt --out my-bundle --force
   lm-export my-ngrams --out my-bundle --format arpa
+  lm-export my-run --out my-bundle --format sherpa --tokens my-recognizer/tokens.txt
 """
 
 
@@ -43,6 +44,11 @@ Examples:
 )
 @click.option("--arpa", is_flag=True, help="Short for --format arpa.")
 @click.option(
+    "--tokens",
+    type=click.Path(path_type=Path),
+    help="A recognizer's tokens.txt: stop unless its ids are those of the model's vocabulary.",
+)
+@click.option(
     "--tokenizer",
     type=click.Path(path_type=Path),
     help="The tokenizer.json by which the words of an ARPA file are tokens; they are words by default.",
@@ -56,6 +62,7 @@ def main(
     quantize: str | None,
     formats: tuple[str, ...],
     arpa: bool,
+    tokens: Path | None,
     tokenizer: Path | None,
     force: bool,
 ) -> None:
@@ -81,6 +88,7 @@ def main(
             opset=opset,
             quantize=quantize == "int8",
             formats=(*formats, *(["arpa"] if arpa else [])),
+            tokens=tokens,
             tokenizer=tokenizer,
             replace=force,
             tell=note,

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from lm_runtime.scoring.score import Score, score_file
     from lm_runtime.scoring.texts import score_texts
     from lm_runtime.scoring.tokens import TokenScore, score_tokens
+    from lm_runtime.scoring.weights import Weights
 
 __all__ = [
     "BeamHypothesis",
@@ -51,6 +52,7 @@ __all__ = [
     "State",
     "TokenScore",
     "UnusableFileError",
+    "Weights",
     "beam_search",
     "complete",
     "complete_word",
@@ -85,6 +87,7 @@ _HOME = {
     "State": "models.protocol",
     "TokenScore": "scoring.tokens",
     "UnusableFileError": "files",
+    "Weights": "scoring.weights",
     "beam_search": "generation.beam",
     "complete": "generation.complete",
     "complete_word": "generation.words",

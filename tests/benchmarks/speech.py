@@ -73,7 +73,7 @@ def _strings(data: bytes) -> Iterator[str]:
 
 def write_corpus(packages: Path, folder: Path) -> None:
     """The novels but for the one that is read aloud, a clause a line; every twentieth is for validation."""
-    lines = []
+    lines: list[str] = []
     for name, text in books(packages / BOOKS).items():
         if name != HELD_OUT:
             spelled = re.sub(r"\b(Mr|Mrs|Dr)\.", r"\1", " ".join(text))
@@ -124,7 +124,8 @@ def write_lists(folder: Path, clips: Sequence[Clip]) -> tuple[Path, Path]:
 
 def errors(reference: str, *texts: str) -> list[int]:
     """The word errors of each text."""
-    return edit_distances(reference.split(), [text.split() for text in texts]).tolist()
+    found: list[int] = edit_distances(reference.split(), [text.split() for text in texts]).tolist()
+    return found
 
 
 def main() -> None:

@@ -90,6 +90,8 @@ def test_the_parts_add_up_and_the_second_model_has_its_own_weight(dev: Path, inv
         "length_bonus": -0.625,
         "unk_penalty": -2,
     }
+    plain = json.loads(invoke(lm_score, FIXTURE, "lists.txt", "--nbest", "--lm-weight", 1, "--json")[1])
+    assert repr(plain["parts"]["unk_penalty"]) == "0.0"
     assert record["combined"] == pytest.approx(sum(record["parts"].values()), abs=1e-12)
 
 
@@ -115,6 +117,12 @@ def test_moses_lists_come_back_as_moses_lists(dev: Path, invoke: Invoke) -> None
     assert err.splitlines()[0] == "nbest: read as moses: id ||| text ||| features ||| score"
     assert err.splitlines()[1].startswith("WER 0.00%")
     assert invoke(lm_score, FIXTURE, "nbest", *options, "best")[1] == "the sea\nthe clock\n"
+    write(dev / "gap", lines[0], lines[2].replace("1 |||", "2 |||"))
+    code, out, err = invoke(lm_score, FIXTURE, "gap", *options, "best", "--evaluate", "ref")
+    assert (code, out) == (0, "0 sea the\n2 the clock\n")
+    assert "lists without a reference: 1, the first '2'; not among the errors" in err
+    assert "references without a list: 1, the first '1'; not among the errors" in err
+    assert "the ids are not the numbers of lines from 0" in err
 
 
 def test_kaldis_lists_are_written_into_a_folder(dev: Path, invoke: Invoke) -> None:

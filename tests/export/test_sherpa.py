@@ -18,7 +18,7 @@ import lm_runtime
 from conftest import Invoke, one_line, tree
 from lm_export.command import main as lm_export
 from lm_export.formats import sherpa
-from lm_runtime.bundle import BundleConfig
+from lm_runtime.bundle import BundleConfig, Precision
 from lm_runtime.commands.score import main as lm_score
 
 TOLERANCE = 1e-4
@@ -203,10 +203,12 @@ def test_int8_is_near(invoke: Invoke, tmp_path: Path, bundle: Path) -> None:
     assert np.abs(np.array(found) - expected).max() < 0.1
 
 
-@RECURRENT
-def test_rescoring_decides_where_lm_score_says(invoke: Invoke, tmp_path: Path, bundle: Path) -> None:
-    """Two texts, and acoustics that favour the less probable by a thousandth more, or less, than enough."""
-    model = lm_runtime.load(bundle)
+def decides(folder: Path, bundle: Path, precision: Precision, margin: float) -> bool:
+    """Whether rescoring follows acoustics that favour the less probable of two texts by ``margin`` too much.
+
+    And does not follow those that favour it by ``margin`` too little.
+    """
+    model = lm_runtime.load(bundle, precision=precision)
     vocab, scale = model.config.vocab_size, 0.5
     good, bad = TEXT.split(), TEXT.split()
     bad[2] = "clock"
@@ -215,22 +217,31 @@ def test_rescoring_decides_where_lm_score_says(invoke: Invoke, tmp_path: Path, b
     (place,) = [at for at, pair in enumerate(zip(good, bad, strict=True)) if pair[0] != pair[1]]
     ids = [model.tokenizer.encode(" ".join(words)) for words in (good, bad)]
     found = []
-    for more in (-1e-3, 1e-3):
+    for more in (-margin, margin):
         table = script(ids[0], vocab)
         table[place, ids[1][place]] = gain + more
         recognizer = sherpa_onnx.OfflineRecognizer.from_transducer(
             tokens=str(bundle / "tokens.txt"),
-            encoder=str(tmp_path / "offline.onnx"),
-            **write_transducer(tmp_path, table),
+            encoder=str(folder / "offline.onnx"),
+            **write_transducer(folder, table),
             decoding_method="modified_beam_search",
-            lm=str(bundle / sherpa.OFFLINE["fp32"]),
+            lm=str(bundle / sherpa.OFFLINE[precision]),
             lm_scale=scale,
         )
         stream = recognizer.create_stream()
         stream.accept_waveform(RATE, np.zeros(RATE // 2, dtype=np.float32))
         recognizer.decode_stream(stream)
         found.append(stream.result.text.replace(" ", ""))
-    assert found == ["".join(good), "".join(bad)]
+    return found == ["".join(good), "".join(bad)]
+
+
+@RECURRENT
+@pytest.mark.parametrize(("precision", "margin"), [("fp32", TOLERANCE), ("int8", 0.1)])
+def test_rescoring_decides_where_lm_score_says(
+    tmp_path: Path, bundle: Path, precision: Precision, margin: float
+) -> None:
+    """In int8 a call has one scale of the activations, and sherpa-onnx rescores hypotheses together."""
+    assert decides(tmp_path, bundle, precision, margin)
 
 
 @pytest.mark.parametrize("family_run", ["window", "ngram"], indirect=True)

@@ -66,8 +66,9 @@ def test_stepping_is_reading_and_can_be_undone(lstm: OnnxModel, ngram: NgramMode
     assert all(map(np.array_equal, read(model, [0, 5, 7], initial_state(model, 1)), state))
 
 
-def test_the_fitted_weight_is_the_best(lstm: OnnxModel, ngram: NgramModel) -> None:
-    text = TINY / "valid.txt"
+def test_the_fitted_weight_is_the_best(lstm: OnnxModel, ngram: NgramModel, tmp_path: Path) -> None:
+    text = tmp_path / "long.txt"  # networks read it in several parts
+    text.write_text((TINY / "valid.txt").read_text() * 5)
     weight = fit_weight(lstm, ngram, text)
 
     def perplexity(weight: float) -> float:

@@ -144,6 +144,7 @@ JSON = '{"id": "u", "score": -1, "text": "a"}'
         ("json", '{"id": "u", "score": NaN, "text": "a"}', "NaN is not JSON"),
         ("json", '{"id": "u", "score": 1, "text": "a\\nb"}', "\"text\" is no line of text, but 'a\\nb'"),
         ("json", '{"id": "u", "score": 1, "text": "\\ud800"}', '"text" has half a surrogate pair'),
+        ("json", '{"id": "\\ud800", "score": 1, "text": "a"}', '"id" has half a surrogate pair'),
         ("json", '{"id": 1.5, "score": 1, "text": "a"}', f'"id" is neither {ID}, but 1.5'),
         ("json", '{"id": "a\\tb", "score": 1, "text": "a"}', f"\"id\" is neither {ID}, but 'a\\tb'"),
     ],

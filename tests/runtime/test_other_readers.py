@@ -37,7 +37,7 @@ PARTS = st.one_of(
 )
 TEXTS = st.lists(PARTS, max_size=12).map("".join)
 FIXED = ["", "\n", "\r\n\r", "\r\r\n", "the cat\n\n\nsat \n on\n", "x<unk>y <unk>\n<eos><eos>", "  a  \n  b "]
-_PACKAGE = "@huggingface/tokenizers@0.2.0"
+PACKAGE = "@huggingface/tokenizers@0.2.0"
 _SCRIPT = """
 import { Tokenizer } from "@huggingface/tokenizers";
 import { readFileSync } from "fs";
@@ -65,33 +65,31 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def node(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Callable[[Path, list[str]], list[tuple[list[int], str]]]:
-    """tokenizers.js in Node: many texts in one call."""
-    npm, program = shutil.which("npm"), shutil.which("node")
-    if npm is None or program is None:
+def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which Node finds tokenizers.js."""
+    if not (shutil.which("npm") and shutil.which("node")):
         pytest.skip("node and npm are not installed")
     folder = tmp_path_factory.mktemp("node")
-    (folder / "read.mjs").write_text(_SCRIPT)
     (folder / "package.json").write_text("{}")
-    install = [npm, "install", "--ignore-scripts", "--no-audit", "--no-fund", _PACKAGE]
+    install = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", PACKAGE]
     done = subprocess.run(install, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
-        pytest.skip(f"npm cannot install {_PACKAGE}: {done.stderr.strip()[-200:]}")
+        pytest.skip(f"npm cannot install {PACKAGE}: {done.stderr.strip()[-200:]}")
+    return folder
 
-    def run(tokenizer: Path, texts: list[str]) -> list[tuple[list[int], str]]:
-        found = subprocess.run(
-            [program, "read.mjs", str(tokenizer)],
-            cwd=folder,
-            input=json.dumps(texts),
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return [(ids, text) for ids, text in json.loads(found.stdout)]
 
-    return run
+def in_node(folder: Path, tokenizer: Path, texts: list[str]) -> list[tuple[list[int], str]]:
+    """What tokenizers.js makes of texts, in one process of Node."""
+    (folder / "read.mjs").write_text(_SCRIPT)
+    done = subprocess.run(
+        ["node", "read.mjs", str(tokenizer)],
+        cwd=folder,
+        input=json.dumps(texts),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [(ids, text) for ids, text in json.loads(done.stdout)]
 
 
 def library(folder: Path) -> Read:
@@ -142,7 +140,7 @@ def test_python_libraries_give_our_ids_and_texts(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_javascript_library_gives_our_ids_and_texts(
-    folders: dict[str, Path], node: Callable[..., list[tuple[list[int], str]]], kind: str
+    folders: dict[str, Path], node: Path, kind: str
 ) -> None:
     tokenizer = Tokenizer.from_file(folders[kind] / "tokenizer.json")
     texts = list(FIXED)
@@ -153,7 +151,7 @@ def test_the_javascript_library_gives_our_ids_and_texts(
         texts.append(text)
 
     gather()
-    for text, found in zip(texts, node(folders[kind], texts), strict=True):
+    for text, found in zip(texts, in_node(node, folders[kind], texts), strict=True):
         assert (text, found) == (text, expected(tokenizer, text))
 
 

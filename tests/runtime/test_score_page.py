@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 import lm_runtime
-from conftest import FIXTURE, TINY, Invoke, one_line, run_command
+import lm_trainer
+from conftest import FIXTURE, TINY, Invoke, one_line
 from lm_runtime.commands.score import main as lm_score
 from lm_runtime.scoring.page import write_page
 from lm_runtime.scoring.passages import Passages
@@ -133,10 +134,8 @@ def test_characters_of_several_tokens_are_one_mark(tmp_path: Path, small_bytes: 
 def small_bytes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of byte-level BPE."""
     folder = tmp_path_factory.mktemp("bytes")
-    options = ["--model", "ngram", "--tokenizer", "bpe", "--vocab-size", 300, "--sample-tokens", 0]
-    run_command("lm-train", TINY, *options, "--out", "run", cwd=folder)
-    run_command("lm-export", "run", "--out", "bundle", cwd=folder)
-    return folder / "bundle"
+    settings = {"model": "ngram", "tokenizer": "bpe", "vocab_size": 300, "sample_tokens": 0}
+    return lm_trainer.train(TINY, out=folder / "run", **settings).export(folder / "bundle")
 
 
 @pytest.mark.parametrize("option", ["--tokens", "--lines", "--nbest"])

@@ -127,6 +127,32 @@ def test_a_value_in_the_middle_of_its_range_is_taken() -> None:
     assert tune(Development(scored, REFERENCES, "wer"), Weights(), ["lm_weight"]).lm_weight == 2
 
 
+def test_of_equally_good_ranges_the_widest_is_taken() -> None:
+    # "b" is best up to 1 and from 2 to 6.
+    scored = [
+        hypothesis("1", 0, "b", 0, 0),
+        hypothesis("1", -1, "x", 1, 0),
+        hypothesis("1", -3, "b", 2, 0),
+        hypothesis("1", -9, "x x", 3, 0),
+    ]
+    lists = Development(scored, REFERENCES, "wer")
+    assert tune(lists, Weights(lm_weight=1.5), ["lm_weight"]).lm_weight == 4
+
+
+def test_a_second_model_may_have_a_negative_weight() -> None:
+    # What the first pass has learnt already is in the second model, and counts twice otherwise.
+    scored = [
+        hypothesis("0", 0, "a b c", -6, -9),
+        hypothesis("0", 0.5, "x", -4, -3),
+        hypothesis("1", 0, "b", -2, -4),
+        hypothesis("1", 0, "x", -2, -1),
+    ]
+    lists = Development(scored, REFERENCES, "wer")
+    found = tune(lists, Weights(), ["lm_weight", "second_weight"])
+    assert found.second_weight < 0
+    assert lists.rates(found).rescored == 0
+
+
 def test_lists_without_references_are_no_development_lists() -> None:
     scored = [hypothesis("u7", 0, "a", 0, 0)]
     with pytest.raises(ValueError, match="none of the lists has a reference; the first list's id is 'u7'"):

@@ -16,8 +16,9 @@ import torch
 
 import lm_runtime
 import lm_trainer
-from conftest import TINY, Invoke, one_line, run_command
+from conftest import TINY, Invoke, one_line
 from lm_runtime.files import UnusableFileError
+from lm_trainer.command import main as lm_train
 from lm_trainer.commands.compare import main as lm_compare
 from lm_trainer.training import terminal
 from lm_trainer.training.progress import InterruptedRunError
@@ -41,9 +42,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> lm_trainer.Run:
     return lm_trainer.train(TINY, out=tmp_path_factory.mktemp("python") / "run", **SMALL)
 
 
-def test_a_run_is_that_of_the_command(run: lm_trainer.Run, tmp_path: Path) -> None:
+def test_a_run_is_that_of_the_command(run: lm_trainer.Run, tmp_path: Path, invoke: Invoke) -> None:
     options = [word for name, value in SMALL.items() for word in (f"--{name.replace('_', '-')}", value)]
-    run_command("lm-train", TINY, *options, "--out", "run", cwd=tmp_path)
+    assert invoke(lm_train, TINY, *options, "--out", "run")[0] == 0
     there = lm_trainer.Run(tmp_path / "run")
     first, second = (torch.load(one.best, weights_only=True)["model"] for one in (run, there))
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -202,14 +203,25 @@ def test_vocabularies_that_differ_are_compared_by_bits(
     assert code == 0
     assert "not complete" in out.splitlines()[3]
     assert "not comparable: " in out.splitlines()[4]
-    assert "vocabularies differ" in one_line(err)
+    assert "the vocabularies differ" in err
     page = (tmp_path / "page.html").read_text()
     assert "vocabularies differ" in page
-    assert f"without curve: {runs[2]}, {runs[3]}." in page
+    assert f"without curve: {runs[2]}, {runs[3]}" in page
+    assert f"without curve: {runs[2]}, {runs[3]}" in one_line(err)
+    assert "texts differ" not in err
     for compared, row in list(zip(found.runs, found.table, strict=True))[:2]:
         assert compared.bits_a_nat is not None
         best = min(record["valid_loss"] for record in compared.epochs)
         assert compared.bits_a_nat * best == pytest.approx(row["bits_per_byte"])
+
+
+def test_runs_on_other_texts_are_told(run: lm_trainer.Run, tmp_path: Path, invoke: Invoke) -> None:
+    shutil.copytree(run.folder, tmp_path / "run")
+    settings = (tmp_path / "run/config.toml").read_text().splitlines()
+    settings[0] = 'corpus = "elsewhere"'
+    (tmp_path / "run/config.toml").write_text("\n".join(settings))
+    _, _, err = invoke(lm_compare, run.folder, "run")
+    assert "texts differ: no figure of one compares" in one_line(err)
 
 
 def test_a_sample_may_have_any_character(run: lm_trainer.Run, tmp_path: Path) -> None:

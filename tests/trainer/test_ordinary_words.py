@@ -116,6 +116,9 @@ def test_lines_are_joined_to_paragraphs() -> None:
     fragments = [(line, True) for line in BOOK.splitlines()]
     text = "".join(part + "\n" * ends for part, ends in unwrap(fragments))
     assert text.splitlines() == PARAGRAPHS
+    verses = [("a verse", True), ("  and another", True), ("its end", True)]
+    text = "".join(part + "\n" * ends for part, ends in unwrap(verses))
+    assert text == "a verse\n  and another its end\n"
 
 
 def test_a_long_line_that_comes_in_parts_is_joined_likewise() -> None:

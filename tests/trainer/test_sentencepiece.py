@@ -19,12 +19,14 @@ from hypothesis import strategies as st
 
 import lm_runtime
 from conftest import SMALL, TINY, Invoke, one_line, run_command
+from lm_export.command import main as lm_export
 from lm_runtime.files import UnusableFileError
 from lm_runtime.tokenizer import Tokenizer
 from lm_trainer.command import main as lm_train
 from lm_trainer.config import TokenizerConfig
 from lm_trainer.corpora import charsmap
-from lm_trainer.corpora.sentencepiece import check_tokens, read_sentencepiece
+from lm_trainer.corpora.sentencepiece import read_sentencepiece
+from lm_trainer.corpora.token_list import check_tokens
 from lm_trainer.corpora.vocabulary import make_tokenizer
 
 TIE = 1e-3
@@ -286,6 +288,37 @@ def test_a_model_of_a_recognizer_s_units_is_trained_exported_and_scored(
     text = "".join(lm_runtime.generate(bundle, lines[0], lm_runtime.SamplingParams(max_tokens=30), seed=1))
     assert text
     assert "\u2581" not in text
+
+
+def test_a_vocabulary_that_is_not_the_recognizer_s_is_named_before_anything_is_written(
+    icefall: Path, invoke: Invoke, tmp_path: Path, small_run: Path
+) -> None:
+    sizes = SMALL[SMALL.index("--embedding-dim") :]
+    tokens = make_tokenizer(TokenizerConfig(str(icefall)), []).tokens
+    lines = [f"{token} {id_}" for id_, token in enumerate(tokens)]
+    (tmp_path / "right.txt").write_text("\n".join(lines) + "\n")
+    (tmp_path / "wrong.txt").write_text("\n".join([*lines[:9], "X 9", *lines[10:]]) + "\n")
+    train = [TINY, "--tokenizer", icefall, "--out", "run", *sizes, "--epochs", 1]
+    differs = f"id 9 is 'X' in the list and {tokens[9]!r} in the tokenizer, and 1 of 150 ids differ"
+
+    code, _, err = invoke(lm_train, *train, "--tokens", "wrong.txt")
+    assert (code, differs in one_line(err)) == (1, True)
+    assert not (tmp_path / "run").exists()
+    code, _, err = invoke(lm_train, TINY, "--out", "run", "--tokens", "right.txt")
+    assert (code, "--tokens checks a vocabulary that is given" in err) == (2, True)
+    assert invoke(lm_train, *train, "--tokens", "right.txt")[0] == 0
+    code, _, err = invoke(lm_train, "--out", "run", "--resume", "--tokens", "wrong.txt")
+    assert (code, differs in one_line(err)) == (1, True)
+
+    export = ["--format", "sherpa", "--out", "bundle", "--tokens"]
+    code, _, err = invoke(lm_export, "run", *export, "wrong.txt")
+    assert (code, differs in one_line(err)) == (1, True)
+    code, _, err = invoke(lm_export, small_run, *export, "right.txt")
+    assert (code, "id 0 is '<blk>' in the list and '<eos>' in the tokenizer" in one_line(err)) == (1, True)
+    assert not (tmp_path / "bundle").exists()
+    code, _, err = invoke(lm_export, "run", *export, "right.txt")
+    assert code == 0
+    assert "not a recognizer's blank" not in err
 
 
 def test_a_missing_file_is_named(invoke: Invoke) -> None:

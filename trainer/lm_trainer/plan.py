@@ -47,6 +47,12 @@ class RunSettings:
         metavar="PATH",
         group=RECIPE,
     )
+    tokens: str | None = setting(
+        None,
+        help="A recognizer's tokens.txt: stop unless its ids are those of the given vocabulary.",
+        metavar="FILE",
+        group=VOCABULARY,
+    )
     out: str = setting("artifacts/run", help="The run's folder.", metavar="PATH", group=_OUTPUT)
     checkpoint_seconds: float = setting(60, help="Longest time between checkpoints.", low=0, group=_OUTPUT)
     sample_tokens: int = setting(1000, help="Length of sample.txt.", low=0, group=_OUTPUT)
@@ -182,6 +188,8 @@ def plan(call: Call, *, has_run: bool) -> Plan:
         held |= given | {name: value for name, value in call.given.items() if name in named}
         return Plan(Action.RESUME, run, reading, preset, held=held)
     recipe = preset.with_options(given)
+    if run.tokens is not None and run.init is None and not recipe.tokenizer.is_file:
+        raise CallError("--tokens checks a vocabulary that is given; add --tokenizer FILE or --init")
     if recipe.tokenizer.is_file and {"vocab_size", "min_frequency"} & given.keys():
         raise CallError(
             "a given tokenizer.json has its vocabulary; leave out --vocab-size and --min-frequency"

@@ -35,6 +35,8 @@ _STEPS = 64
 _LENGTHS = (17, 1, 40, 0)
 """Of the texts that the offline graph is proven on: one call, padded."""
 _DUMMY = "c"
+_BLANK = 0
+"""The id that sherpa-onnx's recognizers have for no token at all."""
 
 
 def refusal(config: BundleConfig) -> str:
@@ -71,7 +73,10 @@ def prove(model: BundleModel, held_out: NDArray[np.int64]) -> str:
                     "in a log-probability; no bundle was written"
                 )
             worst = max(worst, difference)
-    return f"{_STEPS} steps and {len(_LENGTHS)} texts: largest difference {worst:.1e} in a log-probability"
+    proof = f"{_STEPS} steps and {len(_LENGTHS)} texts: largest difference {worst:.1e} in a log-probability"
+    if model.config.eos_token_id == _BLANK:
+        proof += f"; id {_BLANK} ends a line, not a recognizer's blank: only a vocabulary made for it fits"
+    return proof
 
 
 def online_graph(step: onnx.ModelProto, config: BundleConfig) -> onnx.ModelProto:

@@ -4,7 +4,8 @@ import { History, WINDOW } from "./history.js";
 import { Generator } from "./random.js";
 import { logProbabilitiesAt } from "./score.js";
 import { Session } from "./session.js";
-import { splitTyped, suggestAfter } from "./words.js";
+import { splitTyped } from "./typed.js";
+import { suggestAfter } from "./words.js";
 
 /** @typedef {{signal?: AbortSignal}} Options */
 

@@ -11,7 +11,8 @@ export { load, Model } from "./model.js";
 export { PARAMETERS, samplingParams } from "./params.js";
 export { Score, score } from "./score.js";
 export { Session } from "./session.js";
-export { splitTyped, suggest } from "./words.js";
+export { splitTyped } from "./typed.js";
+export { suggest } from "./words.js";
 
 /**
  * @typedef {import("./source.js").Source} Source

@@ -12,8 +12,8 @@ import { Score } from "./score.js";
  *
  * @typedef {object} Port
  * @property {(message: any) => void} postMessage
- * @property {(type: "message", listener: (event: {data: any}) => void) => void} addEventListener
- * @property {(type: "message", listener: (data: any) => void) => void} [on]
+ * @property {(type: "message" | "error", listener: (event: any) => void) => void} addEventListener
+ * @property {(type: "message" | "error", listener: (data: any) => void) => void} [on]
  * @property {() => void} [terminate]
  */
 
@@ -29,8 +29,15 @@ class Channel {
     /** @type {Map<number, {resolve: (value: any) => void, reject: (error: any) => void, text?: (text: string) => void}>} */
     this._waiting = new Map();
     const listen = (/** @type {any} */ data) => this._hear(data);
-    if (port.on) port.on("message", listen);
-    else port.addEventListener("message", ({ data }) => listen(data));
+    const fail = (/** @type {any} */ error) =>
+      this._fail(`the worker failed: ${error.message ?? "no such script"}`);
+    if (port.on) {
+      port.on("message", listen);
+      port.on("error", fail);
+    } else {
+      port.addEventListener("message", ({ data }) => listen(data));
+      port.addEventListener("error", fail);
+    }
   }
 
   /**
@@ -59,7 +66,12 @@ class Channel {
   /** End the worker, and what it was asked for. */
   close() {
     this._port.terminate?.();
-    for (const { reject } of this._waiting.values()) reject(new Error("the worker was closed"));
+    this._fail("the worker was closed");
+  }
+
+  /** @param {string} message */
+  _fail(message) {
+    for (const { reject } of this._waiting.values()) reject(new Error(message));
     this._waiting.clear();
   }
 

@@ -22,7 +22,7 @@ const WORD = /[^\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]
 /** How `tokenizer.json` cuts characters and words. */
 const ANY_CHARACTER = "[\\s\\S] Isolated";
 const WHITE_SPACE = "[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+ Removed";
-const LINES_KEPT = 256;
+const LINES_KEPT = 4096;
 
 /** Encodes and decodes text; made from the text of a `tokenizer.json`. */
 export class Tokenizer {

@@ -1,13 +1,10 @@
 /** A tokenizer's tokens by their bytes, which are kept as strings with a character for each byte. */
 
+import { isOfAWord } from "./typed.js";
+
 /** @typedef {import("./tokenizer.js").Tokenizer} Tokenizer */
 
-// Marks are parts of letters: most vowels of Indian scripts are.
-const OF_A_WORD = /^[\p{L}\p{N}\p{M}_'’]$/u;
 const UTF8 = new TextDecoder("utf-8", { ignoreBOM: true });
-// White space as Python has it, which has control characters more than JavaScript.
-const SPACE = /^\s$/u;
-const MORE_SPACES = ["\x1c", "\x1d", "\x1e", "\x1f", "\x85"];
 const REPLACEMENT = "\xef\xbf\xbd";
 
 /** @type {WeakMap<Tokenizer, Vocabulary>} */
@@ -83,28 +80,6 @@ export class Vocabulary {
     }
     return low;
   }
-}
-
-/** @param {string} character */
-export function isSpace(character) {
-  return (SPACE.test(character) && character !== "\ufeff") || MORE_SPACES.includes(character);
-}
-
-/**
- * A text without white space at its ends.
- *
- * @param {string} text
- */
-export function trimmed(text) {
-  const characters = [...text];
-  while (characters.length && isSpace(characters[0])) characters.shift();
-  while (characters.length && isSpace(characters[characters.length - 1])) characters.pop();
-  return characters.join("");
-}
-
-/** @param {string} character */
-export function isOfAWord(character) {
-  return OF_A_WORD.test(character);
 }
 
 /**

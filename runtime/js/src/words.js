@@ -7,7 +7,8 @@ import { checkNumber } from "./params.js";
 import { Session } from "./session.js";
 import { largest } from "./softmax.js";
 import { joinStates, stateOf } from "./state.js";
-import { decodeWord, isOfAWord, isSpace, trimmed, Vocabulary } from "./vocabulary.js";
+import { isOfAWord, isSpace, splitTyped, trimmed } from "./typed.js";
+import { decodeWord, Vocabulary } from "./vocabulary.js";
 
 const ROWS = 16; // the most beginnings of words that are read in one call
 const CALLS = 12;
@@ -23,20 +24,6 @@ const LONGEST = 64; // bytes of a word; what is longer is none
  * @typedef {{value: number, order: number, spelled: string, rest: string, token: number,
  *   state: import("./state.js").State}} Node
  */
-
-/**
- * Cut a text before the word that is being typed, which takes the space before it along.
- *
- * @param {string} text
- * @returns {[string, string]}
- */
-export function splitTyped(text) {
-  const characters = [...text];
-  let start = characters.length;
-  while (start && isOfAWord(characters[start - 1])) start--;
-  if (start && characters[start - 1] !== "\n" && isSpace(characters[start - 1])) start--;
-  return [characters.slice(0, start).join(""), characters.slice(start).join("")];
-}
 
 /**
  * The most probable words that begin as typed, or that come next where the text ends in white space.

@@ -71,6 +71,11 @@ test("a worker", async (t) => {
   await model.release();
 });
 
+test("a worker that cannot run is said to have failed", async () => {
+  const broken = new Worker("throw new Error('no such thing')", { eval: true });
+  await assert.rejects(RemoteModel.load(broken, BUNDLE), /the worker failed: no such thing/);
+});
+
 test("text in one's own thread leaves turns to others, and can be broken off", async () => {
   const model = await load(BUNDLE, { engine: "native" });
   const controller = new AbortController();

@@ -11,7 +11,7 @@ import { largest } from "../src/softmax.js";
 import { StopScanner } from "../src/stops.js";
 import { incomplete } from "../src/stream_decoder.js";
 import { Tokenizer } from "../src/tokenizer.js";
-import { splitTyped } from "../src/words.js";
+import { splitTyped } from "../src/typed.js";
 
 const DRAWS = 20_000;
 /** Five standard deviations of a share of DRAWS. */

@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import click
 
 from lm_runtime.commands import Progress, note
 from lm_runtime.commands.nbest_options import NbestOptions
-from lm_runtime.files import require_place, write_text
+from lm_runtime.commands.nbest_output import facts, print_lists, print_tuning, sentence
+from lm_runtime.files import require_place
 from lm_runtime.models.protocol import StepModel
 from lm_runtime.scoring.nbest.hypothesis import Hypothesis, number
 from lm_runtime.scoring.nbest.lists import open_lists
 from lm_runtime.scoring.nbest.references import read_references
 from lm_runtime.scoring.nbest.registry import FORMATS, ListFormat
-from lm_runtime.scoring.rescoring import Rescored, Scored, rank, score_hypotheses
-from lm_runtime.scoring.tuning import Development, ErrorRates, tune
+from lm_runtime.scoring.rescoring import Scored, rank, score_hypotheses
+from lm_runtime.scoring.tuning import Development, tune
 from lm_runtime.scoring.weights import Weights
 from lm_runtime.scoring.weights_file import load_weights, save_weights
+from lm_runtime.settings import short
 
-_FEW_LISTS = 100
-"""Below, what is found on the lists may be true of these texts alone."""
 _FIELDS = ("id", "score", "text", "list")
 
 
@@ -105,26 +100,26 @@ def run(prepared: Prepared, model: StepModel, second: StepModel | None, *, as_js
     lists = None
     if prepared.references is not None:
         lists = Development(scored, prepared.references, options.tune_metric)
-        left = len({one.hypothesis.id for one in scored}) - len(lists.scores)
-        if left:
-            note(f"{left} lists have no reference and are left out of the errors")
+        ids = {one.hypothesis.id for one in scored}
+        for what, left in (
+            ("lists without a reference", ids - prepared.references.keys()),
+            ("references without a list", prepared.references.keys() - ids),
+        ):
+            if left:
+                note(f"{what}: {len(left)}, the first {short(min(left))}; not among the errors")
     if lists is not None and options.tune is not None:
         to_find = prepared.to_find or _usual(options, prepared.given, scored)
         if not to_find:
             raise ValueError("--tune has nothing to find: every weight is given")
         weights = tune(lists, weights, to_find)
-        _print_tuning(weights, lists.rates(weights), prepared, models, as_json=as_json)
+        rates = lists.rates(weights)
+        print_tuning(weights, rates, options.tune_metric, as_json=as_json)
+        if options.save_weights is not None:
+            save_weights(Path(options.save_weights), weights, models, facts(rates, options.tune_metric))
         return
     if lists is not None:
-        note(_sentence(lists.rates(weights), options.tune_metric))
-    rows = rank(scored, weights)
-    if options.print_ == "best":
-        rows = [next(group) for _, group in itertools.groupby(rows, key=lambda row: row.hypothesis.id)]
-    if options.print_ == "same":
-        _write(prepared.format.load().write(rows), options.output)
-    else:
-        lines = map(_json_line, rows) if as_json else (_line(row, prepared) for row in rows)
-        _write({"": lines}, options.output)
+        note(sentence(lists.rates(weights), options.tune_metric))
+    print_lists(rank(scored, weights), prepared.format, options, as_json=as_json)
 
 
 def _check_options(options: NbestOptions, given: Mapping[str, float]) -> None:
@@ -189,92 +184,3 @@ def _watched(hypotheses: Sequence[Hypothesis]) -> Iterator[Hypothesis]:
         progress.show(done)
         done += size
         yield hypothesis
-
-
-def _line(row: Rescored, prepared: Prepared) -> str:
-    given = row.hypothesis
-    if prepared.options.print_ == "best":
-        return given.text if prepared.format.numbered else f"{given.id} {given.text}"
-    return f"{given.id}\t{row.combined:.6f}\t{row.lm.log_probability:.6f}\t{given.text}"
-
-
-def _json_line(row: Rescored) -> str:
-    record: dict[str, Any] = {
-        "id": row.hypothesis.id,
-        "combined": row.combined,
-        "log_probability": row.lm.log_probability,
-        "score": row.hypothesis.score,
-        "tokens": row.lm.tokens,
-        "unknown": row.lm.unknown,
-        "words": row.words,
-    }
-    if row.second is not None:
-        record |= {"second_log_probability": row.second.log_probability}
-    return json.dumps(record | {"parts": row.parts, "text": row.hypothesis.text}, ensure_ascii=False)
-
-
-def _write(files: Mapping[str, Iterable[str]], output: str | None) -> None:
-    """Write lines to standard output, to a file, or several files into a folder."""
-    if output is None:
-        for line in files[""]:
-            click.echo(line.encode())
-        return
-    for name, lines in files.items():
-        path = Path(output, name) if name else Path(output)
-        if name:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, "".join(f"{line}\n" for line in lines))
-
-
-def _print_tuning(
-    weights: Weights, rates: ErrorRates, prepared: Prepared, models: list[str], *, as_json: bool
-) -> None:
-    """Print the weights that were found and what they bring, and save them."""
-    options = prepared.options
-    facts = {
-        "metric": options.tune_metric,
-        "lists": rates.lists,
-        "hypotheses": rates.hypotheses,
-        "length": rates.length,
-        **{
-            name: rates.rate(errors)
-            for name, errors in (
-                ("first_pass", rates.first_pass),
-                ("rescored", rates.rescored),
-                ("oracle", rates.oracle),
-            )
-        },
-    }
-    if as_json:
-        click.echo(json.dumps(dataclasses.asdict(weights) | facts))
-    else:
-        for line in _table(weights, rates, options.tune_metric):
-            click.echo(line)
-    if rates.lists < _FEW_LISTS:
-        note(f"{rates.lists} lists are few: expect less on other texts")
-    if options.save_weights is not None:
-        save_weights(Path(options.save_weights), weights, models, facts)
-
-
-def _table(weights: Weights, rates: ErrorRates, metric: str) -> Iterator[str]:
-    for name, value in dataclasses.asdict(weights).items():
-        if value or name == "lm_weight":
-            yield f"{name.replace('_', '-'):<14}{value:>10g}"
-    yield ""
-    yield f"{'':<14}{metric.upper():>10}{'errors':>10}"
-    for name, errors in (
-        ("first pass", rates.first_pass),
-        ("rescored", rates.rescored),
-        ("oracle", rates.oracle),
-    ):
-        yield f"{name:<14}{rates.rate(errors):>10.2%}{errors:>10,}"
-    unit = "words" if metric == "wer" else "characters"
-    yield f"{rates.length:,} {unit} in {rates.lists:,} lists of {rates.hypotheses:,} hypotheses"
-
-
-def _sentence(rates: ErrorRates, metric: str) -> str:
-    unit = "words" if metric == "wer" else "characters"
-    return (
-        f"{metric.upper()} {rates.rate(rates.rescored):.2%}; first pass {rates.rate(rates.first_pass):.2%}, "
-        f"oracle {rates.rate(rates.oracle):.2%}; {rates.length:,} {unit} in {rates.lists:,} lists"
-    )

@@ -198,7 +198,8 @@ def main(
 
 def _prepared(file: Path, asked: dict[str, Any], *, as_json: bool) -> Prepared:
     """The n-best lists and what is asked of them."""
-    from lm_runtime.commands.nbest import prepare
+    with imports():
+        from lm_runtime.commands.nbest import prepare
 
     given = {name: asked[name] for name in NAMES if name in asked}
     options = NbestOptions(**{name: value for name, value in asked.items() if name not in given})

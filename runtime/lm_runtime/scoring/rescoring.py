@@ -106,7 +106,7 @@ def rank(scored: Sequence[Scored], weights: Weights) -> list[Rescored]:
     for one in scored:
         parts = {"score": one.hypothesis.score}
         for name, value, feature in zip(NAMES, astuple(weights), one.features, strict=True):
-            parts[name] = value * feature
+            parts[name] = value * feature + 0.0  # which is not -0.0
         row = Rescored(one.hypothesis, one.lm, one.second, one.words, sum(parts.values()), parts)
         lists.setdefault(one.hypothesis.id, []).append(row)
     return [one for rows in lists.values() for one in sorted(rows, key=lambda row: -row.combined)]

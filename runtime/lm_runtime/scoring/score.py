@@ -259,7 +259,8 @@ def id_log_probabilities(
         read = np.append(previous, ids)
         values, state = model.score(read[None], state)
         previous = int(read[-1])
-        yield ids, values[0]
+        for start in range(0, ids.size, call):  # in the parts of every other model
+            yield ids[start : start + call], values[0, start : start + call]
 
 
 def predictions(

@@ -64,5 +64,5 @@ def main(runs: tuple[Path, ...], page: Path | None, picture: Path | None, as_jso
         words = (cell.ljust(width) for cell, width in zip(line[:2], widths[:2], strict=True))
         numbers = (cell.rjust(width) for cell, width in zip(line[2:], widths[2:], strict=True))
         click.echo("  ".join([*words, *numbers]).rstrip().encode())
-    if not comparison.same_vocabulary:
-        note("note: the vocabularies differ: perplexities a token do not compare, bits a byte do")
+    for text in comparison.cautions:
+        note(f"note: {text}")

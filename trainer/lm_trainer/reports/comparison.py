@@ -120,6 +120,18 @@ class Comparison:
         """Whether a token is the same in all runs, so that perplexities can be compared."""
         return len({run.vocabulary for run in self.runs}) == 1
 
+    @property
+    def cautions(self) -> list[str]:
+        """What does not compare, a sentence each."""
+        found = []
+        if "corpus" in self.differing or "unwrap" in self.differing:
+            found.append("the runs' texts differ: no figure of one compares with another's")
+        if not self.same_vocabulary:
+            found.append("the vocabularies differ: perplexities a token do not compare, bits a byte do")
+            if without := [run.name for run in self.runs if run.bits_a_nat is None]:
+                found.append(f"without bits a byte, and so without curve: {', '.join(without)}")
+        return found
+
     def write_png(self, path: str | Path) -> None:
         """Draw the curves over steps and seconds."""
         from lm_trainer.reports.comparison_page import draw

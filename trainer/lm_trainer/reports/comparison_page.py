@@ -79,16 +79,9 @@ def page(comparison: Comparison) -> str:
         for run in comparison.runs
         if run.sample
     )
-    vocabularies = ""
-    if not comparison.same_vocabulary:
-        missing = [run.name for run in comparison.runs if run.bits_a_nat is None]
-        without = f" Without bits a byte, and so without curve: {', '.join(missing)}." if missing else ""
-        vocabularies = (
-            "<p>The vocabularies differ: perplexities a token do not compare, bits a byte do."
-            f"{markup.escape(without)}</p>"
-        )
+    cautions = "\n".join(f"<p>{markup.escape(text)}</p>" for text in comparison.cautions)
     body = f"""{markup.table(rows(comparison))}
-{vocabularies}
+{cautions}
 <h2>Curves</h2>
 {markup.picture("the course of the runs over steps and seconds", file.getvalue())}
 <h2>Settings that differ</h2>

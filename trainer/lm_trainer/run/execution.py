@@ -10,8 +10,12 @@ from typing import Any
 
 import torch
 
+from lm_runtime.bundle import TOKENIZER
 from lm_runtime.commands import note
 from lm_runtime.folders import held
+from lm_runtime.tokenizer import Tokenizer
+from lm_trainer.corpora.token_list import check_tokens
+from lm_trainer.corpora.vocabulary import make_tokenizer
 from lm_trainer.families import ModelTrainer
 from lm_trainer.plan import Action, Plan
 from lm_trainer.presets import Preset
@@ -103,6 +107,9 @@ def _recipe(plan: Plan, device: torch.device) -> tuple[Preset, Pretrained | None
         note(text)
     pretrained = None if plan.run.init is None else read_pretrained(plan.run.init)
     recipe = pretrained.recipe(plan.recipe) if pretrained else plan.recipe
+    if plan.run.tokens is not None:
+        tokenizer = pretrained.tokenizer if pretrained else make_tokenizer(recipe.tokenizer, [])
+        check_tokens(tokenizer, Path(plan.run.tokens))
     if plan.picks_precision:
         picked = pick_precision(recipe.model["hidden_size"], device)
         recipe = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, precision=picked))
@@ -130,6 +137,8 @@ def _start(plan: Plan, device: torch.device, processes: Processes) -> ModelTrain
 
 
 def _resume(plan: Plan, device: torch.device, processes: Processes) -> ModelTrainer:
+    if plan.run.tokens is not None and plan.action is Action.RESUME:
+        check_tokens(Tokenizer.from_file(plan.out / TOKENIZER), Path(plan.run.tokens))
     tell = note if processes.is_first else _say_nothing
     seconds = plan.run.checkpoint_seconds
     return resume(plan.out, dict(plan.held), device, seconds, processes, tell, plan.run.threads)

@@ -51,7 +51,7 @@ def id_of(record: Record, name: str) -> str:
         return str(value)
     if not isinstance(value, str) or not value or set(value) & set("\t\n\r"):
         raise ValueError(f'"{name}" is neither a string of one line nor a whole number, but {short(value)}')
-    return value
+    return _encodable(value, name)
 
 
 def text_of(record: Record, name: str) -> str:
@@ -63,6 +63,10 @@ def text_of(record: Record, name: str) -> str:
     value = _value(record, name)
     if not isinstance(value, str) or "\n" in value or "\r" in value:
         raise ValueError(f'"{name}" is no line of text, but {short(value)}')
+    return _encodable(value, name)
+
+
+def _encodable(value: str, name: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
