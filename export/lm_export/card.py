@@ -76,6 +76,12 @@ def _trained(training: dict[str, Any]) -> str:
     )
 
 
+def _order(training: dict[str, Any]) -> str:
+    """What was put in a new order in each epoch."""
+    order = training["recipe"].get("shuffle")
+    return f" Each {order} stood at another place in each epoch." if order in ("line", "document") else ""
+
+
 def _kind(config: BundleConfig) -> str:
     return f"ONNX opset {config.opset}." if config.opset else "Tables that steplm's runtime reads."
 

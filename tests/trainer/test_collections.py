@@ -16,6 +16,8 @@ import pytest
 import torch
 
 from conftest import SMALL, TINY, Invoke, one_line
+from lm_export.command import main as lm_export
+from lm_runtime.commands.score import main as lm_score
 from lm_runtime.files import UnusableFileError
 from lm_runtime.texts.reading import open_texts
 from lm_trainer.command import main as lm_train
@@ -280,3 +282,25 @@ def test_changed_ends_of_documents_are_found_when_a_run_goes_on(invoke: Invoke, 
     code, _, err = invoke(lm_train, "--resume", "--epochs", "2", "--out", "run")
     assert (code, one_line(err).endswith("train.documents.bin: changed since the run began")) == (1, True)
     assert token_path(tmp_path / "run/tokens", "train").exists()
+
+
+def test_scores_say_when_the_model_was_trained_otherwise(invoke: Invoke, tmp_path: Path) -> None:
+    write_documents(tmp_path / "texts", 30)
+    (tmp_path / "lines.txt").write_text("the sea\n")
+    said = {
+        "document": "note: the model was trained on whole documents in random order, and scores each line by itself "
+        "here; lm-train --shuffle line trains for that",
+        "none": "note: the model was trained on a text in its order, and scores each line by itself here; "
+        "lm-train --shuffle line trains for that",
+    }
+    for order in ("none", "line", "document"):
+        options = [*SMALL, "--epochs", "1", "--shuffle", order, "--out", order]
+        assert invoke(lm_train, "texts", *options)[0] == 0
+        assert invoke(lm_export, order, "--out", f"b-{order}")[0] == 0
+        card = (tmp_path / f"b-{order}/README.md").read_text()
+        assert (f"Each {order} stood at another place in each epoch." in card) == (order != "none")
+        notes = invoke(lm_score, f"b-{order}", "lines.txt", "--lines")[2].splitlines()
+        assert (notes[0] == said[order]) if order in said else (len(notes) == 1)
+        documents = ["--documents", "--output", f"{order}.jsonl", "--workers", "1"]
+        notes = invoke(lm_score, f"b-{order}", "lines.txt", *documents)[2].splitlines()
+        assert (len(notes) == 1) == (order == "document")

@@ -13,6 +13,7 @@ import click
 from lm_runtime.bundle import CONFIG_FILE
 from lm_runtime.commands import Progress, note
 from lm_runtime.commands.documents_options import DocumentsOptions
+from lm_runtime.commands.orders import order_note
 from lm_runtime.files import UnusableFileError
 from lm_runtime.scoring.documents import BUCKET, DocumentScorer, taken
 from lm_runtime.scoring.score import perplexity
@@ -59,7 +60,9 @@ def score_documents(
         provider="cpu" if provider == "auto" else provider,
         threads=threads or 1,
     )
-    scorer.load()  # what is wrong with the bundle is said now
+    model = scorer.load()  # what is wrong with the bundle is said now
+    if (text := order_note(model.config, "document")) is not None:
+        note(text)
     workers = options.workers or (1 if provider == "cuda" else usable_cores())
     kinds = {options.score_prefix + name: kind for name, kind in (_KINDS | {BUCKET: str}).items()}
     extra = {name: kinds[name] for name in scorer.names}

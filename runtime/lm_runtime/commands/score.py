@@ -180,6 +180,8 @@ def main(
     else:
         loaded = load_together(folders, **options)
         _note_precisions(loaded, precision)
+    if by_line or nbest:
+        _note_orders(loaded)
     model: StepModel = loaded[0]
     facts = {}
     if other is not None:
@@ -210,6 +212,15 @@ def _option(name: str) -> str:
     """How a setting is called on the command line."""
     settings = settings_of(Weights) | settings_of(NbestOptions)
     return f"--{settings[name].option}"
+
+
+def _note_orders(models: Sequence[BundleModel]) -> None:
+    """Tell which models were not trained on lines that stand by themselves."""
+    from lm_runtime.commands.orders import order_note
+
+    for text in dict.fromkeys(order_note(model.config, "line") for model in models):
+        if text is not None:
+            note(text)
 
 
 def _note_precisions(models: Sequence[BundleModel], precision: str) -> None:
