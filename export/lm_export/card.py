@@ -72,7 +72,7 @@ def _trained(training: dict[str, Any]) -> str:
         return f"Read from `{training['corpus']}`, an ARPA file; how it was estimated is not known."
     return (
         f"Corpus `{training['corpus']}`: {training['train_tokens']:,} tokens; {training['epoch']} epochs, "
-        f"{training['seconds']:.0f} s.\n{_valid(training['valid'])}"
+        f"{training['seconds']:.0f} s.{_order(training)}\n{_valid(training['valid'])}"
     )
 
 

@@ -288,8 +288,8 @@ def test_scores_say_when_the_model_was_trained_otherwise(invoke: Invoke, tmp_pat
     write_documents(tmp_path / "texts", 30)
     (tmp_path / "lines.txt").write_text("the sea\n")
     said = {
-        "document": "note: the model was trained on whole documents in random order, and scores each line by itself "
-        "here; lm-train --shuffle line trains for that",
+        "document": "note: the model was trained on whole documents in random order, and scores each line by "
+        "itself here; lm-train --shuffle line trains for that",
         "none": "note: the model was trained on a text in its order, and scores each line by itself here; "
         "lm-train --shuffle line trains for that",
     }

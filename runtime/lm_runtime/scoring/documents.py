@@ -18,7 +18,7 @@ from lm_runtime.models.protocol import BundleModel, Provider
 from lm_runtime.settings import short
 
 FIGURES = ("perplexity", "log_probability", "tokens", "unknown", "bits_per_byte")
-"""What every document gets; ``bits_per_byte`` is None, in a column NaN, where unknown words make it too low."""
+"""What every document gets; ``bits_per_byte`` is None, in a column NaN, where words are unknown."""
 BUCKET = "bucket"
 """What it gets where there are buckets."""
 BUCKETS = ("head", "middle", "tail")
