@@ -15,7 +15,7 @@ from lm_runtime import SamplingParams, Session, complete_word
 from lm_runtime.generation.generate import generate_batch, suggest
 from lm_runtime.models.protocol import BundleModel
 from lm_runtime.models.state import initial_state
-from lm_runtime.scoring.score import token_log_probabilities
+from lm_runtime.scoring.score import score_file
 
 PROMPT = "the keeper of the"
 TEXTS = [
@@ -34,6 +34,12 @@ SAMPLED: list[dict[str, Any]] = [
     {"top_k": 12, "max_tokens": 40, "repetition_penalty": 1.3},
     {"banned": ["the"], "min_p": 0.02, "max_tokens": 30},
     {"stop": ["clo", "e t"], "max_tokens": 60},
+]
+SCORED = [
+    "The keeper of the clock looked at the sea.\nIt was late.\n",
+    "The keepers' clock-tower (the old one) \u2014 e.g. na\u00efve\u2026 3.5 % _x_ of it\u0085was late.\n\n",
+    "def keeper(self): return self.x[0]\n    if 1 < x_1: ...\nFOO = {'a': 0}",
+    "\u65e5\u672c\u8a9e \u0915\u093f the sea\nMara\nTom\n",
 ]
 TYPED = ["the ke", "the ", "", "The lamp\nTh", "the lighthouse and the cl"]
 """Texts whose last word is completed."""
@@ -64,9 +70,13 @@ def write_cases(folder: Path, bundle: Path) -> None:
             encoded(model, text) for text in (*TEXTS, *([JOINED] * (model.tokenizer.kind != "other")))
         ],
         "first_logits": logits[0, 0].tolist(),
-        "scored": scored(model),
+        "scored": [scored(model, folder, text) for text in SCORED],
         "sampled": [sampled(model, values, seed) for seed, values in enumerate(SAMPLED)],
-        "typed": [{"text": text, "words": complete_word(model, text, k=4)} for text in TYPED],
+        "typed": [
+            {"text": text, "line_breaks": line_breaks, "words": typed(model, text, line_breaks)}
+            for text in TYPED
+            for line_breaks in (False, True)
+        ],
         "suggested": suggest(model, PROMPT, k=6),
         "session": saved(model, folder),
         "refused": [{"params": values, "message": message(values)} for values in REFUSED],
@@ -87,10 +97,21 @@ def encoded(model: BundleModel, text: str) -> dict[str, Any]:
     return {"text": text, "ids": ids, "decoded": model.tokenizer.decode(ids)}
 
 
-def scored(model: BundleModel) -> dict[str, Any]:
-    text = "The keeper of the clock looked at the sea.\nIt was late.\n"
-    parts = token_log_probabilities(model, [(line, True) for line in text.splitlines()])
-    return {"text": text, "log_probabilities": [value for _, values in parts for value in values.tolist()]}
+def scored(model: BundleModel, folder: Path, text: str) -> dict[str, Any]:
+    (folder / "scored.txt").write_text(text, encoding="utf-8")
+    values: list[float] = []
+    score = score_file(model, folder / "scored.txt", each=lambda _, found: values.extend(found.tolist()))
+    return {
+        "text": text,
+        "log_probabilities": values,
+        "bits_per_byte": score.bits_per_byte,
+        "perplexity_per_word": score.perplexity_per_word,
+        "counted": [score.bytes, score.words, score.lines, score.ordinary],
+    }
+
+
+def typed(model: BundleModel, text: str, line_breaks: bool) -> list[tuple[str, float]]:
+    return complete_word(model, text, k=4, line_breaks=line_breaks)
 
 
 def sampled(model: BundleModel, values: dict[str, Any], seed: int) -> dict[str, Any]:

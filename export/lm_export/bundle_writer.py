@@ -8,18 +8,14 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
-
-import onnx
+from typing import TYPE_CHECKING, cast
 
 from lm_export import parity
 from lm_export.card import model_card
 from lm_export.errors import ExportError
 from lm_export.formats.registry import FORMATS, check_applies
 from lm_export.forms.registry import form_of
-from lm_export.graph import make_step_graph
 from lm_export.int8_cost import layers_in_words, measure_cost
-from lm_export.quantize import quantize_int8
 from lm_export.source import Source, read_source
 from lm_runtime.bundle import (
     CONFIG_FILE,
@@ -37,7 +33,11 @@ from lm_runtime.folders import folder_beside, holds_something, replace_folder, r
 from lm_runtime.models.load import load
 from lm_runtime.tokenizer import LINE_BREAK, Tokenizer
 from lm_trainer.corpora.token_list import check_tokens
-from lm_trainer.networks.base import LanguageModel
+
+if TYPE_CHECKING:
+    import onnx
+
+    from lm_trainer.networks.base import LanguageModel
 
 _DEFAULTS = {"temperature": 0.8, "top_k": 0, "top_p": 0.95, "max_new_tokens": 200}
 
@@ -50,9 +50,11 @@ def export_bundle(
     *,
     opset: int,
     quantize: bool,
+    only_int8: bool = False,
     formats: tuple[str, ...] = (),
     tokens: Path | None = None,
     tokenizer: Path | None = None,
+    adaptive: bool = False,
     replace: bool,
     tell: Tell,
 ) -> BundleConfig:
@@ -63,9 +65,11 @@ def export_bundle(
         out: the bundle's folder.
         opset: the ONNX operator set of a network's graph.
         quantize: whether to add an int8 graph.
+        only_int8: whether that takes the fp32 graph's place, after it was compared with it.
         formats: names of :data:`FORMATS` to add.
         tokens: a recognizer's list, which the vocabulary must be.
         tokenizer: the tokenizer.json of an ARPA file's tokens; by default they are words.
+        adaptive: whether the graphs have the output ``hidden``.
         replace: whether a bundle that is in ``out`` may be replaced.
         tell: takes lines for the person at the terminal.
 
@@ -79,10 +83,15 @@ def export_bundle(
     config = _configuration(source, opset)
     layers = form_of(config.model_type).layers(config) if quantize else {}
     check_applies(formats, config)
+    if adaptive and not form_of(config.model_type).has_hidden:
+        raise ValueError(
+            f"--adaptive is for recurrent models; what a {config.model_type} model has read is counted by "
+            "--adapt without it"
+        )
     if tokens is not None:
         check_tokens(source.tokenizer, tokens)
     with _folder_in_place(out, replace=replace) as folder:
-        graph = _write_model(folder, source, config)
+        graph = _write_model(folder, source, config, adaptive=adaptive)
         write_texts(folder, source.tokenizer)
         config = _write_config(folder, config)
 
@@ -92,13 +101,24 @@ def export_bundle(
         if not proof.holds:
             raise ExportError(f"the bundle differs from the checkpoint, none was written: {proof}")
         config = dataclasses.replace(config, parity=proof.to_dict())
+        if adaptive:
+            from lm_export.hidden import prove_hidden
+
+            largest = prove_hidden(cast("LanguageModel", source.model), model, source.held_out)
+            tell(f"hidden: largest difference {largest:.1e}")
 
         if quantize and graph is not None:
+            import onnx
+
+            from lm_export.quantize import quantize_int8
+
             onnx.save(quantize_int8(graph), folder / MODELS["int8"])
             config = _write_config(folder, config)
             tell(layers_in_words(layers))
             cost = measure_cost(folder, source.held_out, tell)
             config = dataclasses.replace(config, quantization={**cost, "layers": layers})
+            if only_int8:
+                (folder / MODELS["fp32"]).unlink()
         for name in dict.fromkeys(formats):
             writer = FORMATS[name].load()
             writer.write(model)
@@ -107,13 +127,19 @@ def export_bundle(
         return _write_config(folder, config)
 
 
-def _write_model(folder: Path, source: Source, config: BundleConfig) -> onnx.ModelProto | None:
+def _write_model(
+    folder: Path, source: Source, config: BundleConfig, *, adaptive: bool
+) -> onnx.ModelProto | None:
     """Write the graph, and return it; or write the tables."""
     form = form_of(config.model_type)
     if not form.has_graph:
         form.write_tables(source.model, folder)
         return None
-    graph = make_step_graph(cast(LanguageModel, source.model), config)
+    import onnx
+
+    from lm_export.graph import make_step_graph
+
+    graph = make_step_graph(cast("LanguageModel", source.model), config, adaptive=adaptive)
     (folder / MODELS["fp32"]).parent.mkdir()
     onnx.save(graph, folder / MODELS["fp32"])
     return graph

@@ -7,8 +7,9 @@ from typing import Any
 
 from lm_export.formats.registry import model_files
 from lm_export.forms.registry import form_of
-from lm_runtime.bundle import BundleConfig
+from lm_runtime.bundle import CONFIG_FILE, MODELS, TABLES, BundleConfig
 from lm_runtime.commands import file_size
+from lm_runtime.models.opened import NEEDED
 from lm_runtime.scoring.score import bits_in_words
 from lm_trainer.families import FAMILIES
 
@@ -34,8 +35,8 @@ cost per token never grows.
 {_trained(training)}
 
 ## Files
-| file | size |
-|---|---|
+| file | size | |
+|---|---|---|
 {_files(folder)}
 {_kind(config)} `config.json` has the sha256 of every file.
 {_quantization(config.quantization)}
@@ -100,11 +101,16 @@ def _valid(figures: dict[str, Any] | None) -> str:
 
 
 def _files(folder: Path) -> str:
-    return "".join(
-        f"| `{name}` ({kind}) | {file_size((folder / name).stat().st_size)} |\n"
-        for name, kind in model_files().items()
-        if (folder / name).exists()
+    """A row for each file: models, then what every reader needs, and what else is there."""
+    models = {name: kind for name, kind in model_files().items() if (folder / name).exists()}
+    one = "one of these" if sum(name in (*MODELS.values(), TABLES) for name in models) > 1 else "needed"
+    kinds = {name: one if name in (*MODELS.values(), TABLES) else "for other programs" for name in models}
+    rows = [(f"`{name}` ({kind})", name, kinds[name]) for name, kind in models.items()]
+    rows += [(f"`{name}`", name, "needed") for name in NEEDED if name != CONFIG_FILE]
+    table = "".join(
+        f"| {shown} | {file_size((folder / name).stat().st_size)} | {what} |\n" for shown, name, what in rows
     )
+    return f"{table}| `{CONFIG_FILE}` | a few kB | needed |\n"
 
 
 def _quantization(figures: dict[str, Any]) -> str:

@@ -18,6 +18,7 @@ _EXAMPLES = """
 Examples:
   lm-export --opset 17                          artifacts/run into artifacts/bundle
   lm-export my-run --out my-bundle --quantize int8
+  lm-export my-run --out my-bundle --only int8  a quarter of the size
   lm-export my-run/last.pt --out my-bundle --force
   lm-export my-ngrams --out my-bundle --format arpa
   lm-export my-run --out my-bundle --format sherpa --tokens my-recognizer/tokens.txt
@@ -36,6 +37,11 @@ Examples:
 @click.option("--opset", type=int, default=17, show_default=True, help="ONNX operator set, from 15 on.")
 @click.option("--quantize", type=click.Choice(["int8"]), help="Add a graph with quantized weights.")
 @click.option(
+    "--only",
+    type=click.Choice(["int8"]),
+    help="Quantize, and leave out the fp32 graph, which the int8 one was compared with.",
+)
+@click.option(
     "--format",
     "formats",
     type=click.Choice(list(FORMATS)),
@@ -53,6 +59,11 @@ Examples:
     type=click.Path(path_type=Path),
     help="The tokenizer.json by which the words of an ARPA file are tokens; they are words by default.",
 )
+@click.option(
+    "--adaptive",
+    is_flag=True,
+    help="Give the graphs the output hidden, by which --adapt learns from what is read.",
+)
 @click.option("--force", is_flag=True, help="Replace the bundle that is in the folder.")
 @click.version_option(package_name="steplm")
 def main(
@@ -60,10 +71,12 @@ def main(
     out: Path,
     opset: int,
     quantize: str | None,
+    only: str | None,
     formats: tuple[str, ...],
     arpa: bool,
     tokens: Path | None,
     tokenizer: Path | None,
+    adaptive: bool,
     force: bool,
 ) -> None:
     """Export CHECKPOINT, a .pt file or a run's folder, to a bundle that runs without torch.
@@ -76,9 +89,12 @@ def main(
     with imports():
         from lm_export.bundle_writer import check_out, export_bundle
         from lm_export.errors import ExportError
-        from lm_export.graph import check_opset
+        from lm_export.source import needs_torch
 
-    check_opset(opset)
+        if needs_torch(checkpoint):
+            from lm_export.graph import check_opset
+
+            check_opset(opset)
     check_out(out, replace=force)
     begun = time.perf_counter()
     try:
@@ -86,10 +102,12 @@ def main(
             checkpoint,
             out,
             opset=opset,
-            quantize=quantize == "int8",
+            quantize="int8" in (quantize, only),
+            only_int8=only == "int8",
             formats=(*formats, *(["arpa"] if arpa else [])),
             tokens=tokens,
             tokenizer=tokenizer,
+            adaptive=adaptive,
             replace=force,
             tell=note,
         )

@@ -15,6 +15,7 @@ from torch import nn
 
 from lm_export.errors import ExportError
 from lm_export.forms.registry import form_of
+from lm_export.hidden import add_hidden
 from lm_runtime.bundle import LOGITS, TOKEN, BundleConfig
 from lm_trainer.networks.base import LanguageModel
 
@@ -38,8 +39,13 @@ def check_opset(opset: int) -> None:
         raise ValueError(f"opset must be from {OLDEST_OPSET} to {NEWEST_OPSET}, got {opset}")
 
 
-def make_step_graph(model: LanguageModel, config: BundleConfig) -> onnx.ModelProto:
+def make_step_graph(model: LanguageModel, config: BundleConfig, *, adaptive: bool = False) -> onnx.ModelProto:
     """Trace ``model``, in its family's form, into the graph that ``config`` describes, and check it.
+
+    Args:
+        model: the network.
+        config: its sizes, its states, and the operator set.
+        adaptive: whether the graph has the output ``hidden``.
 
     Raises:
         ValueError: the operator set or the size of the weights is out of its bounds.
@@ -72,6 +78,8 @@ def make_step_graph(model: LanguageModel, config: BundleConfig) -> onnx.ModelPro
         graph = onnx.load(path)
     onnx.helper.set_model_props(graph, config.metadata("fp32"))
     graph.producer_name = "steplm"
+    if adaptive:
+        add_hidden(graph.graph, model.head.in_features)
     form.finish(graph.graph, config)
     for node in graph.graph.node:  # the place in the program that each node came from
         del node.metadata_props[:]

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lm_export.arpa_reader import read_arpa
 from lm_export.formats.arpa import arpa_names, prove_arpa
+from lm_runtime.files import UnusableFileError
 from lm_runtime.models.ngram_tables import NgramTables
 from lm_runtime.tokenizer import Tokenizer
 from lm_trainer.config import ModelConfig
@@ -20,6 +21,7 @@ from lm_trainer.corpora.vocabulary import word_tokenizer
 from lm_trainer.families import FAMILIES, Model
 from lm_trainer.ngram.model import NgramLM
 from lm_trainer.run.checkpoint import load_checkpoint, restore_model
+from lm_trainer.tensors import HAS_TORCH, array_of
 
 _NGRAM = "ngram"
 _PROVEN_LINES = 1000
@@ -39,6 +41,16 @@ class Source:
     """The beginning of the validation text, ``(tokens,)``, for proofs."""
     training: dict[str, Any]
     """Facts about the training, for ``config.json`` and the card."""
+
+
+def needs_torch(path: Path) -> bool:
+    """Whether a checkpoint's export needs torch: all do that are no tables, and all that cannot be read."""
+    if HAS_TORCH:
+        return True
+    try:
+        return not FAMILIES[load_checkpoint(path).model_config.model_type].is_estimated
+    except UnusableFileError:
+        return True
 
 
 def read_source(path: Path, tokenizer: Path | None = None) -> Source:
@@ -78,7 +90,7 @@ def _checkpoint_source(path: Path) -> Source:
         **({"unwrapped": True} if checkpoint.facts.tokenizer_config.unwrap else {}),
     }
     tokenizer = with_line_breaks(tokenizer)
-    return Source(model, tokenizer, checkpoint.model_config, checkpoint.facts.held_out.numpy(), training)
+    return Source(model, tokenizer, checkpoint.model_config, array_of(checkpoint.facts.held_out), training)
 
 
 def _arpa_source(path: Path, tokenizer_file: Path | None) -> Source:

@@ -24,12 +24,15 @@ if TYPE_CHECKING:
     from lm_runtime.generation.rows import Piece
     from lm_runtime.generation.session import Session
     from lm_runtime.generation.words import complete_word
+    from lm_runtime.models.adaptation import Adaptation
+    from lm_runtime.models.adaptive import AdaptiveModel
     from lm_runtime.models.interpolation import InterpolatedModel, fit_weight
     from lm_runtime.models.load import load
     from lm_runtime.models.protocol import State
     from lm_runtime.models.state import initial_state
     from lm_runtime.sampling.params import SamplingParams
     from lm_runtime.sampling.sampler import NotFiniteError
+    from lm_runtime.scoring.adaptation import fit_adaptation
     from lm_runtime.scoring.rescoring import Hypothesis, Rescored, read_hypotheses, rescore
     from lm_runtime.scoring.score import Score, score_file
     from lm_runtime.scoring.texts import score_texts
@@ -37,6 +40,8 @@ if TYPE_CHECKING:
     from lm_runtime.scoring.weights import Weights
 
 __all__ = [
+    "Adaptation",
+    "AdaptiveModel",
     "BeamHypothesis",
     "Completion",
     "Engine",
@@ -56,6 +61,7 @@ __all__ = [
     "beam_search",
     "complete",
     "complete_word",
+    "fit_adaptation",
     "fit_weight",
     "generate",
     "generate_batch",
@@ -71,6 +77,9 @@ __all__ = [
 ]
 
 _HOME = {
+    "Adaptation": "models.adaptation",
+    "AdaptiveModel": "models.adaptive",
+    "fit_adaptation": "scoring.adaptation",
     "InterpolatedModel": "models.interpolation",
     "fit_weight": "models.interpolation",
     "BeamHypothesis": "generation.beam",

@@ -45,7 +45,7 @@ class StepLM(LM):  # type: ignore[misc]  # lm_eval publishes no types
 
     Args:
         pretrained: the bundle's folder.
-        precision: fp32 or int8.
+        precision: fp32 or int8; fp32, or that of the only graph, if not given.
         threads: CPU threads; onnxruntime's choice if not given.
         device: cpu, or anything else for the best that onnxruntime has: lm-eval says cuda:0 of itself.
         batch_size: taken, as lm-eval always gives one, and not used: no result depends on it.
@@ -59,7 +59,7 @@ class StepLM(LM):  # type: ignore[misc]  # lm_eval publishes no types
     def __init__(
         self,
         pretrained: str = "",
-        precision: Any = "fp32",
+        precision: Any = None,
         threads: int | None = None,
         device: str | None = None,
         batch_size: int | str = 1,
@@ -72,7 +72,7 @@ class StepLM(LM):  # type: ignore[misc]  # lm_eval publishes no types
                 "--model_args of steplm are pretrained=BUNDLE, precision and threads; "
                 + (f"not {', '.join(sorted(unknown))}" if unknown else "pretrained is missing")
             )
-        if precision not in MODELS:
+        if precision not in (None, *MODELS):
             raise ValueError(f"precision must be one of {', '.join(MODELS)}, got {precision}")
         self._model = load(
             str(pretrained),

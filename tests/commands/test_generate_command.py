@@ -79,6 +79,8 @@ def test_options_are_grouped_by_purpose_and_come_from_one_table(invoke: Invoke) 
         "Instead of a sampled text:",
         "Many texts:",
         "State:",
+        "A second model:",
+        "Adaptation:",
         "Where it runs:",
         "Options:",
     ]

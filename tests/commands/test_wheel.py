@@ -57,6 +57,14 @@ def test_the_trainer_s_commands_name_the_extra(tmp_path: Path) -> None:
         assert run(name, "--help", cwd=tmp_path).stdout.startswith(f"Usage: {name}")
 
 
+def test_ngrams_are_estimated_exported_and_mixed_in(tmp_path: Path) -> None:
+    vocabulary = FIXTURE / "tokenizer.json"
+    run("lm-train", TINY, "--model", "ngram", "--tokenizer", vocabulary, "--out", "run", cwd=tmp_path)
+    run("lm-export", "run", "--out", "ngrams", cwd=tmp_path)
+    options = ["--with", "ngrams", "--weight", 0.5, "--seed", 1, "--max-tokens", 20]
+    assert len(run("lm-generate", FIXTURE, *options, cwd=tmp_path).stdout.split()) >= 15
+
+
 def test_the_packages_are_typed(tmp_path: Path) -> None:
     code = (
         "import lm_runtime, pathlib; print((pathlib.Path(lm_runtime.__file__).parent / 'py.typed').exists())"

@@ -112,13 +112,21 @@ def test_config_metadata_names_what_other_runtimes_ask_for() -> None:
 
 
 @pytest.mark.parametrize("int8", [False, True], ids=["fp32", "int8"])
-@pytest.mark.parametrize("opset", [OLDEST_OPSET, 17, 23])
-def test_a_large_output_layer_can_be_skipped_and_the_state_is_the_same(opset: int, int8: bool) -> None:
-    """A prompt's reader wants no logits; who does not know of that sees the graph of every model."""
+@pytest.mark.parametrize(
+    ("opset", "adaptive"), [(OLDEST_OPSET, False), (OLDEST_OPSET, True), (17, False), (17, True), (23, False)]
+)
+def test_a_large_output_layer_can_be_skipped_and_the_state_is_the_same(
+    opset: int, adaptive: bool, int8: bool
+) -> None:
+    """A prompt's reader wants no logits; who does not know of that sees the graph of every model.
+
+    What an adaptive graph shows of its output layer stays whole.
+    """
     sizes = {"vocab_size": 16_500, "embedding_dim": 16, "hidden_size": 64}
     model, config = make(opset=opset)
     model = make_model(ModelConfig(**sizes, tied=False), torch.Generator().manual_seed(1))
-    graph = make_step_graph(model, dataclasses.replace(config, **sizes, num_hidden_layers=1))
+    config = dataclasses.replace(config, **sizes, num_hidden_layers=1)
+    graph = make_step_graph(model, config, adaptive=adaptive)
     graph = quantize_int8(graph) if int8 else graph
     onnx.checker.check_model(graph, full_check=True)
     session = ort.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])

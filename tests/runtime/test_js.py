@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT
+from conftest import ROOT, SMALL, TINY, Invoke
 from js_cases import check_saved, write_cases
+from lm_export.command import main as lm_export
+from lm_trainer.command import main as lm_train
 
 JS = ROOT / "runtime" / "js"
 OLDEST_NODE = 20
@@ -65,6 +67,13 @@ def test_the_sources_are_formatted_linted_and_typed() -> None:
 
 def test_every_family_reads_the_same(family_bundle: Path, tmp_path: Path) -> None:
     read_in_js(tmp_path, family_bundle, "wasm")
+
+
+def test_ordinary_words_in_lower_case_read_the_same(invoke: Invoke, tmp_path: Path) -> None:
+    options = [*SMALL, "--tokenizer", "words", "--lowercase", "--epochs", 2]
+    assert invoke(lm_train, TINY, "--out", "run", *options)[0] == 0
+    assert invoke(lm_export, "run", "--out", "bundle")[0] == 0
+    read_in_js(tmp_path, tmp_path / "bundle", "native")
 
 
 def test_every_tokenizer_reads_the_same(spelled_bundle: Path, tmp_path: Path) -> None:

@@ -67,7 +67,8 @@ def test_training_begins_from_the_checkpoint_s_own_network(
 def test_the_vocabulary_stays_and_what_it_lacks_is_counted(
     invoke: Invoke, tmp_path: Path, small_run: Path, corpus: Path
 ) -> None:
-    code, _, err = invoke(lm_train, corpus, "--init", small_run, *TRAINING, "--epochs", 1, "--out", "run")
+    own_text = ["--replay", 0, "--epochs", 1]
+    code, _, err = invoke(lm_train, corpus, "--init", small_run, *TRAINING, *own_text, "--out", "run")
     assert code == 0
     assert (tmp_path / "run/tokenizer.json").read_bytes() == (small_run / "tokenizer.json").read_bytes()
     own, found = load_checkpoint(small_run), load_checkpoint(tmp_path / "run")

@@ -78,7 +78,7 @@ def test_a_preset_that_is_given_is_held_against_the_run_but_for_its_length_and_p
     assert found.held == {n: v for n, v in own.items() if n not in ("precision", "epochs", "patience")}
     assert planned(has_run=True, resume=True, preset="quick", epochs=3).held["epochs"] == 3
     tuned = planned(has_run=True, resume=True, preset="quick", init="run").held
-    assert tuned["lr"] == PRESETS["quick"].training.lr
+    assert tuned["lr"] == pytest.approx(PRESETS["quick"].training.lr / 10)
     assert not tuned.keys() & {"hidden_size", "model_type", "tokenizer", "vocab_size"}
 
 
@@ -175,7 +175,12 @@ def test_every_setting_of_a_recipe_reaches_it(name: str) -> None:
     entry = ALL_SETTINGS[name]
     values: dict[type, Any] = {int: 8, float: 0.25, bool: True, str: (*entry.choices, "char")[0]}
     given = {name: "0 1" if name == "prune" else values[entry.kind]}
-    given |= {"accumulate": {"batch_size": 8}, "projection": {"tied": False}}.get(name, {})
+    beside: dict[str, dict[str, Any]] = {
+        "accumulate": {"batch_size": 8},
+        "projection": {"tied": False},
+        "replay": {"init": "run"},
+    }
+    given |= beside.get(name, {})
     family = {"window": "window", "order": "ngram", "prune": "ngram", "locked_dropout": "lstm"}.get(name)
     found = planned(**given, **({"model_type": family} if family else {})).recipe
     assert found.settings[name] == given[name] or name == "model_type"

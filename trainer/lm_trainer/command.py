@@ -18,10 +18,11 @@ from lm_runtime.texts.reading import ReadingOptions
 from lm_trainer.config import ModelConfig, TokenizerConfig, TrainingConfig
 from lm_trainer.config_file import by_fields, read_settings
 from lm_trainer.families import FAMILIES
-from lm_trainer.plan import ALL_SETTINGS, RECIPE, Call, CallError, RunSettings, plan
+from lm_trainer.plan import ALL_SETTINGS, RECIPE, Action, Call, CallError, RunSettings, plan
 from lm_trainer.presets import PRESETS
 from lm_trainer.run.folder import BEST, LAST, REPORT
 from lm_trainer.training.memory import keep_freed_memory
+from lm_trainer.training.threads import wait_passively
 
 _EXAMPLES = """
 \b
@@ -143,7 +144,10 @@ def main(
         require_place(what.picture)
     if not FAMILIES[what.model_type].is_estimated:
         keep_freed_memory()
+        wait_passively()
     with imports():
+        if what.action is not Action.RESUME and not FAMILIES[what.model_type].is_estimated:
+            importlib.import_module("torch")  # says now that it is missing
         from lm_trainer.run import execution
         from lm_trainer.training.progress import InterruptedRunError, TrainingError
 
@@ -180,6 +184,8 @@ def _conclude(summary: dict[str, Any], best: Path) -> None:
             if max(parts) > _MUCH * min(parts):
                 shown = ", ".join(f"{part:.1f}" for part in parts)
                 note(f"note: the {len(parts)} stretches of the {split} text differ: perplexity {shown}")
+    if tuned := summary.get("init"):
+        note(_both_texts(tuned, summary["valid"]["perplexity"]))
     early = " (stopped early: validation no longer improved)" if summary.get("stopped_early") else ""
     report = best.with_name(REPORT)
     note(
@@ -188,3 +194,11 @@ def _conclude(summary: dict[str, Any], best: Path) -> None:
         f"{best}, {file_size(best.stat().st_size)}" + (f"; {report}" if report.exists() else "")
     )
     click.echo(best)
+
+
+def _both_texts(tuned: dict[str, float], valid: float) -> str:
+    """What fine-tuning brought on the new text, and what it cost on the earlier one."""
+    said = f"fine-tuned: perplexity on the new text {tuned['valid_before']:.2f} before, {valid:.2f} now"
+    if "first" not in tuned:
+        return f"{said}; the text of the run that it began from is not at hand"
+    return f"{said}; on the earlier text {tuned['first_before']:.2f} before, {tuned['first']:.2f} now"

@@ -176,6 +176,14 @@ class TrainingConfig:
         35, help="Steps of truncated backpropagation.", low=1, high=_LARGEST, group=_TRAINING
     )
     """The state is carried on, detached."""
+    replay: float = setting(
+        0.0,
+        help="With --init, the share of the training text that is the earlier run's; unless given 0.2, where "
+        "that run's folder is at hand.",
+        low=0,
+        below=1,
+        group=_TRAINING,
+    )
     dropout: float = setting(
         0.0,
         help="Probability of dropping an activation before, between and after the layers, whatever the "

@@ -21,6 +21,8 @@ from lm_trainer.presets import PRESETS, Preset
 RECIPE = "Recipe"
 _OUTPUT = "Output"
 _CORPUS = ("corpus", "also", "valid", "text_field", "on_error")
+_TUNING_RATE = 0.1
+"""Of the preset's learning rate, for a network that is trained already."""
 _FREE_WHEN_RESUMING = ("precision", "epochs", "patience")
 """What a preset, given with ``--resume``, need not have in common with the run: its precision is the
 machine's, its length the run's own."""
@@ -140,6 +142,8 @@ class Plan:
     """Whether the call would resume a run, and starts one because there is none."""
     picks_precision: bool = False
     """Whether the machine decides on the precision."""
+    picks_replay: bool = False
+    """Whether a share of the text of the run that it begins from is replayed, if that is at hand."""
     notes: tuple[str, ...] = ()
     """What to tell about decisions that nobody asked for."""
 
@@ -179,15 +183,18 @@ def plan(call: Call, *, has_run: bool) -> Plan:
     preset, names_preset = PRESETS[run.preset], "preset" in call.given
     if run.init is not None:
         _check_init(given)
+    elif given.get("replay"):
+        raise CallError("--replay is for --init: it replays the text of the run that this one begins from")
     if call.resume and has_run:
         # The preset alone need not allow what the run allowed: unless named, it is not asked.
-        held = _of_preset(preset.with_options(given), run) if names_preset else {}
+        whole = _tuning(preset, given) if run.init is not None else given
+        held = _of_preset(preset.with_options(whole), run) if names_preset else {}
         if "tokenizer" in given:  # whose vocabulary's size was another in earlier versions
             held.pop("vocab_size", None)
         named = (*_CORPUS, "init")
         held |= given | {name: value for name, value in call.given.items() if name in named}
         return Plan(Action.RESUME, run, reading, preset, held=held)
-    recipe = preset.with_options(given)
+    recipe = preset.with_options(_tuning(preset, given) if run.init is not None else given)
     if run.tokens is not None and run.init is None and not recipe.tokenizer.is_file:
         raise CallError("--tokens checks a vocabulary that is given; add --tokenizer FILE or --init")
     if recipe.tokenizer.is_file and {"vocab_size", "min_frequency"} & given.keys():
@@ -207,7 +214,8 @@ def plan(call: Call, *, has_run: bool) -> Plan:
         replaces=call.force,
         expects_run=call.resume,
         picks_precision="precision" not in given,
-        notes=_notes(preset, recipe, given),
+        picks_replay=run.init is not None and "replay" not in given,
+        notes=_notes(preset, recipe, given) + _tuning_notes(run, recipe, given),
     )
 
 
@@ -244,6 +252,17 @@ def _of_preset(recipe: Preset, run: RunSettings) -> dict[str, Any]:
     own = recipe.settings if run.init is None else dataclasses.asdict(recipe.training)
     free = {*_FREE_WHEN_RESUMING, *(["shuffle"] if own.get("shuffle") is None else [])}
     return {name: value for name, value in own.items() if name not in free}
+
+
+def _tuning(preset: Preset, given: dict[str, Any]) -> dict[str, Any]:
+    """What is given, with a learning rate at which a trained network keeps most of what it has learned."""
+    return {"lr": float(f"{preset.training.lr * _TUNING_RATE:.3g}"), **given}
+
+
+def _tuning_notes(run: RunSettings, recipe: Preset, given: Mapping[str, Any]) -> tuple[str, ...]:
+    if run.init is None or "lr" in given:
+        return ()
+    return (f"note: fine-tuning: the learning rate is {recipe.training.lr:g}, a tenth of the preset's",)
 
 
 def _notes(preset: Preset, recipe: Preset, given: Mapping[str, Any]) -> tuple[str, ...]:

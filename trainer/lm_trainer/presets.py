@@ -14,6 +14,9 @@ from lm_runtime.settings import settings_of
 from lm_trainer.config import DEFAULT_VOCABULARY, ModelConfig, TokenizerConfig, TrainingConfig
 from lm_trainer.families import FAMILIES
 
+REPLAY = 0.2
+"""The share of the earlier text in fine-tuning, where that is at hand."""
+
 
 @dataclass(frozen=True)
 class Preset:

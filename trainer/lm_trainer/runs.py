@@ -24,6 +24,7 @@ from lm_trainer.reports.markup import in_frame
 from lm_trainer.reports.metrics import read_metrics
 from lm_trainer.reports.sample import read_sample
 from lm_trainer.run.folder import BEST, LAST, REPORT, SETTINGS, SUMMARY
+from lm_trainer.training.threads import wait_passively
 
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 _EXPORTER = "lm_export.from_python"
@@ -159,6 +160,7 @@ def train(
     given = {name: value for name, value in given.items() if value is not None}
     call = Call(_by_fields(given), resume=resume, force=force)
     what = plan(call, has_run=(call.out / LAST).is_file())
+    wait_passively()
     from lm_trainer.run import execution  # which needs torch
     from lm_trainer.training.progress import InterruptedRunError
 

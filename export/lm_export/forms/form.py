@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
-
-import onnx
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from lm_runtime.bundle import BundleConfig
+
+if TYPE_CHECKING:
+    import onnx
+    from torch import nn
 
 Translations = Mapping[Callable[..., Any], Callable[..., Any]]
 """For torch's exporter: operators of torch, each with the function that writes its ONNX operators."""
@@ -24,6 +25,8 @@ class Form:
 
     has_graph = True
     """Whether its bundles hold a step graph; if not, :meth:`write_tables` writes what they hold instead."""
+    has_hidden = False
+    """Whether what its output layer reads is a memory of what was read, which a cache can compare."""
     translations: Translations = MappingProxyType({})
     """The operators of its module that torch's exporter does not know."""
 

@@ -152,6 +152,8 @@ class RecurrentForm(Form):
         family: one of :data:`lm_trainer.networks.recurrent.CELLS`.
     """
 
+    has_hidden = True
+
     def __init__(self, family: str) -> None:
         self._name = CELLS[family].name
         self._layer = _LAYERS[family]

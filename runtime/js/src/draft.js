@@ -36,7 +36,7 @@ export class Draft {
    */
   async suggest(text, k = 5, options = {}) {
     const [context, typed] = splitTyped(text);
-    return suggestAfter(await this.session(context, options), typed, k, false);
+    return suggestAfter(await this.session(context, options), typed, k);
   }
 
   /**

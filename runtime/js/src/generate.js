@@ -92,18 +92,20 @@ export async function* generatePieces(session, given = {}, { signal } = {}) {
  * @param {import("./model.js").Model} model
  * @param {string | Session} [prompt] the text so far; a session stays as it is.
  * @param {number} [k] how many.
- * @param {{allowUnk?: boolean}} [options] whether the token of unknown words may be one of them.
+ * @param {{allowUnk?: boolean, lineBreaks?: boolean}} [options] whether the token of unknown words, or of a line's end,
+ *   may be one of them.
  * @returns {Promise<{text: string, probability: number}[]>} what each would add to the text, the most probable first.
  */
-export async function nextTokens(model, prompt = "", k = 5, { allowUnk = false } = {}) {
+export async function nextTokens(model, prompt = "", k = 5, { allowUnk = false, lineBreaks = true } = {}) {
   checkNumber("k", k, "whole", { low: 1, high: model.vocabSize });
   const session = prompt instanceof Session ? prompt : await Session.start(model, prompt);
   const { logits } = await model.step([session.token], session.state);
   const values = logSoftmax(logits);
   if (!values.every((value) => value === Number.NEGATIVE_INFINITY || Number.isFinite(value)))
     throw new NotFiniteError();
-  const unkId = allowUnk ? null : model.tokenizer.unkId;
-  const best = largest(values, Math.min(k + 1, values.length)).filter((token) => token !== unkId);
+  const { unkId, eosId } = model.tokenizer;
+  const leftOut = [allowUnk ? null : unkId, lineBreaks ? null : eosId];
+  const best = largest(values, Math.min(k + 2, values.length)).filter((token) => !leftOut.includes(token));
   return best.slice(0, k).map((token) => {
     const decoder = session.decoder.copy();
     return { text: decoder.push(token) + decoder.flush(), probability: Math.exp(values[token]) };

@@ -136,7 +136,7 @@ export class RemoteModel {
   /**
    * @param {string} text
    * @param {number} [k]
-   * @param {{typed?: string}} [options]
+   * @param {{typed?: string, lineBreaks?: boolean}} [options]
    * @returns {Promise<import("./words.js").Suggestion[]>}
    */
   suggest(text, k, options) {
@@ -146,7 +146,7 @@ export class RemoteModel {
   /**
    * @param {string} text
    * @param {number} [k]
-   * @param {{allowUnk?: boolean}} [options]
+   * @param {{allowUnk?: boolean, lineBreaks?: boolean}} [options]
    * @returns {Promise<{text: string, probability: number}[]>}
    */
   nextTokens(text, k, options) {
@@ -158,8 +158,8 @@ export class RemoteModel {
    * @param {Options} [options]
    */
   async score(text, { signal } = {}) {
-    const { ids, logProbabilities, unknown, bytes, words } = await this._channel.ask("score", [text], signal);
-    return new Score(ids, logProbabilities, unknown, bytes, words);
+    const { ids, logProbabilities, unknown, counted } = await this._channel.ask("score", [text], signal);
+    return new Score(ids, logProbabilities, unknown, counted);
   }
 
   /**

@@ -1,11 +1,11 @@
 /** Scoring: the probability that a model gives to a text, from a zero state that has read one line's end. */
 import { pause } from "#platform";
+import { countText, hasWords } from "./prose.js";
 import { logNormalizer } from "./softmax.js";
 
 const READ_TOKENS = 64;
 const LARGEST_LOSS = 700;
-const LARGEST_WORD_LOSS = 50; // nats: what stands between spaces is no words, where they cost more on average
-const WORD = /[^\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+/gu;
+const MOST_UNKNOWN = 0.001; // the largest share of unknown tokens at which bits a byte compare
 
 /** The score that a model gives to a text. */
 export class Score {
@@ -13,15 +13,14 @@ export class Score {
    * @param {number[]} ids the tokens that were predicted.
    * @param {number[]} logProbabilities of each, natural logarithm.
    * @param {number} unknown how many of them were unknown words.
-   * @param {number} bytes the text's length in UTF-8, a byte for each line break.
-   * @param {number} words what stands between white space, and one for each line's end.
+   * @param {import("./prose.js").Counted} counted
    */
-  constructor(ids, logProbabilities, unknown, bytes, words) {
+  constructor(ids, logProbabilities, unknown, counted) {
     this.ids = ids;
     this.logProbabilities = logProbabilities;
     this.unknown = unknown;
-    this.bytes = bytes;
-    this.words = words;
+    /** The text's bytes, words and lines. */
+    this.counted = counted;
     /** The sum over all tokens. */
     this.logProbability = logProbabilities.reduce((sum, value) => sum + value, 0);
   }
@@ -36,15 +35,16 @@ export class Score {
     return Math.exp(Math.min(-this.logProbability / this.tokens, LARGEST_LOSS));
   }
 
-  /** Comparable between tokenizers, where no token is an unknown word. */
+  /** Comparable between tokenizers; null where more than 0.1 % of the tokens are unknown words. */
   get bitsPerByte() {
-    return -this.logProbability / Math.LN2 / this.bytes;
+    if (this.unknown > MOST_UNKNOWN * this.tokens) return null;
+    return -this.logProbability / Math.LN2 / this.counted.bytes;
   }
 
-  /** Comparable between tokenizers as well; null for a text without word breaks. */
+  /** Comparable between tokenizers as well; null where the text has no words, as names, code and DNA have none. */
   get perplexityPerWord() {
-    const loss = -this.logProbability / this.words;
-    return loss <= LARGEST_WORD_LOSS ? Math.exp(loss) : null;
+    const loss = -this.logProbability / this.counted.words;
+    return hasWords(loss, this.counted) ? Math.exp(loss) : null;
   }
 }
 
@@ -76,9 +76,8 @@ export async function score(model, text, { signal } = {}) {
     values.push(...logProbabilitiesAt(found.logits, ids.slice(start, end)));
     state = found.state;
   }
-  const words = (lines.match(WORD)?.length ?? 0) + (ended.match(/\n/g)?.length ?? 0);
   const unknown = ids.filter((token) => token === unkId).length;
-  return new Score(ids, values, unknown, new TextEncoder().encode(ended).length, words);
+  return new Score(ids, values, unknown, countText(ended));
 }
 
 /**

@@ -50,7 +50,8 @@ export class Tokenizer {
     this.unkId = unkId;
     /** @type {Kind} How text is cut. */
     this.kind = kindOf(data);
-    this._lowercases = this.kind !== "other" && stepsOf(data.normalizer).some(isLowercase);
+    /** Whether every text is read in lower case. */
+    this.lowercases = stepsOf(data.normalizer).some(isLowercase);
     this._vocabulary = vocabulary;
     this._library =
       this.kind === "word" || this.kind === "char" ? undefined : library(data, this.kind, config);
@@ -130,7 +131,11 @@ export class Tokenizer {
    * @returns {number[]}
    */
   _cut(line) {
-    const text = this._lowercases ? Array.from(line, (character) => character.toLowerCase()).join("") : line;
+    // The library does it for kind `other`, among the other steps that it has.
+    const text =
+      this.lowercases && this.kind !== "other"
+        ? Array.from(line, (character) => character.toLowerCase()).join("")
+        : line;
     if (this._library) {
       const { ids } = this._library.encode(text, { add_special_tokens: false });
       return ids.map((/** @type {number | undefined} */ token) => this._known(token, line));

@@ -19,7 +19,7 @@ export class Vocabulary {
     // SentencePiece and its like spell a space so.
     if (kind === "other") this.bytes = this.bytes.map((bytes) => bytes.replaceAll("\xe2\x96\x81", " "));
     /** Whether the tokenizer puts a space before the first word of a line, as SentencePiece does. */
-    this.spacesLines = kind === "other" && this.bytes[tokenizer.encode("a")[0]].startsWith(" ");
+    this.spacesLines = kind === "other" && spacesLines(tokenizer, this.bytes);
     const spells = (/** @type {number} */ token) =>
       token !== eosId && token !== unkId && this.bytes[token] !== "";
     const ids = Array.from(this.bytes.keys());
@@ -80,6 +80,18 @@ export class Vocabulary {
     }
     return low;
   }
+}
+
+/**
+ * Whether a line's first word is the token of a word after a space.
+ *
+ * @param {Tokenizer} tokenizer
+ * @param {string[]} spelled
+ */
+function spacesLines(tokenizer, spelled) {
+  const words = spelled.filter((bytes) => bytes.startsWith(" ")).map((bytes) => decodeWord(bytes).slice(1));
+  const word = words.find((one) => /^\p{L}+$/u.test(one));
+  return word !== undefined && spelled[tokenizer.encode(word)[0]].startsWith(" ");
 }
 
 /**

@@ -31,15 +31,16 @@ const LONGEST = 64; // bytes of a word; what is longer is none
  * @param {import("./model.js").Model} model
  * @param {string | Session} prompt the text so far, whose last word is completed; a session stays as it is.
  * @param {number} [k] how many words, at least 1.
- * @param {{typed?: string}} [options] the beginning of the word, where it is not in the prompt. A session's word has
- *   a space before it, except at a line's start and where `typed` brings its own.
+ * @param {{typed?: string, lineBreaks?: boolean}} [options] the beginning of the word, where it is not in the prompt: a
+ *   session's word has a space before it, except at a line's start and where `typed` brings its own; and whether the
+ *   end of the line may be one of the words, as `"\n"`, where nothing is typed yet.
  * @returns {Promise<Suggestion[]>} the most probable first; there may be fewer than k.
  * @throws {RangeError} k is out of its range.
  */
-export async function suggest(model, prompt, k = 5, { typed } = {}) {
-  if (prompt instanceof Session) return suggestAfter(prompt, typed ?? "", k, true);
+export async function suggest(model, prompt, k = 5, { typed, lineBreaks = false } = {}) {
+  if (prompt instanceof Session) return suggestAfter(prompt, typed ?? "", k, { adds: true, lineBreaks });
   const [context, spelled] = typed === undefined ? splitTyped(prompt) : [prompt, typed];
-  return suggestAfter(await Session.start(model, context), spelled, k, false);
+  return suggestAfter(await Session.start(model, context), spelled, k, { lineBreaks });
 }
 
 /**
@@ -48,16 +49,17 @@ export async function suggest(model, prompt, k = 5, { typed } = {}) {
  * @param {Session} session stays as it is.
  * @param {string} typed
  * @param {number} k
- * @param {boolean} adds whether a word within a line gets a space before it.
+ * @param {{adds?: boolean, lineBreaks?: boolean}} [options] whether a word within a line gets a space before it.
  * @returns {Promise<Suggestion[]>}
  */
-export async function suggestAfter(session, typed, k, adds) {
+export async function suggestAfter(session, typed, k, { adds = false, lineBreaks = false } = {}) {
   checkNumber("k", k, "whole", { low: 1, high: 1000 });
   const { model, token, state } = session;
-  const search = new Search(model, k);
-  const lineStart = token === model.tokenizer.eosId;
-  const spaced = lineStart ? search.vocabulary.spacesLines : adds;
-  await search.begin(token, state, spaced && !isSpace(typed.slice(0, 1)) ? ` ${typed}` : typed);
+  const { eosId, lowercases } = model.tokenizer;
+  const search = new Search(model, k, lineBreaks);
+  const spaced = token === eosId ? search.vocabulary.spacesLines : adds;
+  const spelled = lowercases ? typed.toLowerCase() : typed;
+  await search.begin(token, state, spaced && !isSpace(spelled.slice(0, 1)) ? ` ${spelled}` : spelled);
   for (let calls = 0; calls < CALLS && !search.isDecided; calls++) await search.read();
   return search.best();
 }
@@ -67,10 +69,12 @@ class Search {
   /**
    * @param {import("./model.js").Model} model
    * @param {number} k
+   * @param {boolean} lineBreaks
    */
-  constructor(model, k) {
+  constructor(model, k, lineBreaks) {
     this._model = model;
     this._k = k;
+    this._lineBreaks = lineBreaks;
     this.vocabulary = Vocabulary.of(model.tokenizer);
     /** @type {Map<string, number>} */
     this._words = new Map();
@@ -90,7 +94,10 @@ class Search {
     const { logits, state } = await this._model.step([token], before);
     // Words have their spaces between them.
     const rest = this.vocabulary.kind === "word" ? trimmed(spelled) : spelled;
-    this._spell(this._row(logits), 0, "", binary(rest), state);
+    const row = this._row(logits);
+    const { eosId } = this._model.tokenizer;
+    if (this._lineBreaks && !trimmed(rest)) this._words.set("\n", Math.exp(logits[eosId] - row.normalizer));
+    this._spell(row, 0, "", binary(rest), state);
   }
 
   /** Whether no word that is still to be read can come among the best. */

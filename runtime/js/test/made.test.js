@@ -38,8 +38,13 @@ test("a bundle made by Python", { skip: MADE ? false : "tests/runtime/test_js.py
   });
 
   await t.test("scores are Python's", async () => {
-    const found = await score(model, cases.scored.text);
-    assert.ok(largestDifference(found.logProbabilities, cases.scored.log_probabilities) < CLOSE);
+    for (const one of cases.scored) {
+      const { logProbabilities, counted, bitsPerByte, perplexityPerWord } = await score(model, one.text);
+      assert.ok(largestDifference(logProbabilities, one.log_probabilities) < CLOSE);
+      assert.deepEqual([counted.bytes, counted.words, counted.lines, counted.ordinary], one.counted);
+      assert.equal(bitsPerByte === null, one.bits_per_byte === null);
+      assert.equal(perplexityPerWord === null, one.perplexity_per_word === null);
+    }
   });
 
   for (const one of cases.sampled)
@@ -48,16 +53,17 @@ test("a bundle made by Python", { skip: MADE ? false : "tests/runtime/test_js.py
       assert.equal(await textOf(generate(model, prompt, params, { seed, index })), one.text);
     });
 
-  for (const { text, words } of cases.typed)
-    await t.test(`words are Python's: ${JSON.stringify(text)}`, async () => {
+  for (const { text, line_breaks: lineBreaks, words } of cases.typed)
+    await t.test(`words are Python's: ${JSON.stringify(text)}, ${lineBreaks}`, async () => {
       const draft = new Draft(model);
       await draft.suggest("Another text, longer than", 4);
-      for (const found of [await suggest(model, text, 4), await draft.suggest(text, 4)]) {
+      const found = await suggest(model, text, 4, { lineBreaks });
+      for (const one of lineBreaks ? [found] : [found, await draft.suggest(text, 4)]) {
         assert.deepEqual(
-          found.map(({ word }) => word),
+          one.map(({ word }) => word),
           words.map((/** @type {[string, number]} */ [word]) => word),
         );
-        const probabilities = found.map(({ probability }) => probability);
+        const probabilities = one.map(({ probability }) => probability);
         const expected = words.map((/** @type {[string, number]} */ [, probability]) => probability);
         assert.ok(largestDifference(probabilities, expected) < CLOSE);
       }

@@ -14,11 +14,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -27,6 +27,9 @@ from lm_runtime.commands.messages import how_to_add, note, one_line
 from lm_runtime.commands.options import GroupedCommand, option
 from lm_runtime.files import UnusableFileError
 
+if TYPE_CHECKING:
+    from lm_runtime.models.protocol import BundleModel
+
 __all__ = [
     "Command",
     "Progress",
@@ -34,6 +37,7 @@ __all__ = [
     "imports",
     "machine_fault",
     "note",
+    "note_precisions",
     "where_it_runs",
     "which_graph",
 ]
@@ -216,11 +220,16 @@ def which_graph(function: Callable[..., Any]) -> Callable[..., Any]:
         "--precision",
         group=WHERE_IT_RUNS,
         type=click.Choice(["fp32", "int8"]),
-        default="fp32",
-        show_default=True,
-        help="Which graph.",
+        help="Which graph.  [default: fp32, or the only one that is there]",
     )
     return decorate(function)
+
+
+def note_precisions(models: Sequence[BundleModel], precision: str | None) -> None:
+    """Tell which graphs are not of the precision that was asked for; tables have none."""
+    for model in models:
+        if precision is not None and model.precision != precision and model.config.precisions:
+            note(f"{model.folder} has no {precision} graph and runs in {model.precision}")
 
 
 def file_size(size: float) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import secrets
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from lm_runtime.commands import Command, imports, where_it_runs, which_graph
+from lm_runtime.commands import Command, imports, note_precisions, where_it_runs, which_graph
+from lm_runtime.commands.adaptation import adapted, adapts, take_adaptation
 from lm_runtime.commands.options import ESCAPED_TEXT, option, settings_options
 from lm_runtime.files import require_place
 from lm_runtime.sampling.params import SamplingParams
@@ -17,7 +18,7 @@ from lm_runtime.settings import Setting
 from lm_runtime.text_files import STANDARD_INPUT, read_text_file
 
 if TYPE_CHECKING:
-    from lm_runtime.models.protocol import BundleModel
+    from lm_runtime.models.protocol import BundleModel, StepModel
 
 _EXAMPLES = """
 \b
@@ -31,6 +32,7 @@ Examples:
   lm-generate my-bundle --prompt "Once upon" --beams 4
   lm-generate my-bundle --temperatures 0.5,0.8,1.1 --seed 1
   lm-generate my-bundle --samples 5 --unique --not-in my-text.txt    five new lines
+  lm-generate my-bundle --with my-ngrams --weight 0.3
   lm-generate my-bundle --regex '[A-Z][a-z]+ [A-Z][a-z]+'
   lm-generate my-bundle --prompt "Once upon" --save-state tale.npz
   lm-generate my-bundle --load-state tale.npz     the same text, bit for bit, from there on
@@ -166,6 +168,18 @@ def _default(entry: Setting) -> str:
     help="Save where the text ends, to go on from there.",
 )
 @option("--load-state", type=_FILE, metavar="FILE", group="State", help="Go on where a text was saved.")
+@option(
+    "--with",
+    "other",
+    type=_FILE,
+    metavar="BUNDLE",
+    group="A second model",
+    help="Interpolate with a second model of the same vocabulary, such as n-grams of a user's own words.",
+)
+@option(
+    "--weight", type=float, group="A second model", help="The second model's weight, above 0 and below 1."
+)
+@adapts
 @which_graph
 @where_it_runs
 @click.version_option(package_name="steplm")
@@ -189,6 +203,9 @@ def main(
     save_state: Path | None,
     load_state: Path | None,
     as_json: bool,
+    other: Path | None,
+    weight: float | None,
+    adapt: bool,
     precision: Any,
     provider: Any,
     threads: int | None,
@@ -200,9 +217,11 @@ def main(
     """
     with imports():
         from lm_runtime.commands import lists, texts
-        from lm_runtime.models.load import load
+        from lm_runtime.models.interpolation import InterpolatedModel
+        from lm_runtime.models.load import load, load_together
         from lm_runtime.sampling.sampler import NotFiniteError
 
+    adaptation = take_adaptation(sampling)
     given = {name: value for name, value in sampling.items() if value not in (None, ())}
     states = save_state or load_state
     others, listed = suggest or complete or beams, unique or not_in
@@ -254,17 +273,27 @@ def main(
         "--beams searches and does not sample; beside it only a prompt, --max-tokens, --samples, "
         "--allow-unk, --echo and --json go",
     )
+    _check_together((other is None) != (weight is None), "--with takes a second bundle and its --weight")
     _check_together(str(save_state) == "-", "--save-state needs a file, and - is none")
     output = None if str(output) == "-" else output  # standard output, as without it
     if prompt_file is not None:
         prompt = _read_prompt(prompt_file)
     for place in filter(None, (save_state, output)):
         require_place(place)
-    model = load(bundle, precision=precision, provider=provider, threads=threads)
+    options: dict[str, Any] = {"precision": precision, "provider": provider, "threads": threads}
+    if other is None or weight is None:
+        first, second = load(bundle, **options), None
+    else:
+        first, second = load_together([bundle, other], **options)
+        note_precisions([first, second], precision)
+    steps: StepModel = adapted(first, first, adaptation) if adapt or adaptation else first
+    if second is not None and weight is not None:
+        steps = InterpolatedModel(steps, second, weight)
+    model = cast("BundleModel", steps)  # what sampling needs of one
     if "logit_bias" in given:
         given["logit_bias"] = _bias(model, given["logit_bias"])
-    params = dataclasses.replace(model.defaults, **given)
-    params.check_ids(model.config.vocab_size)
+    params = dataclasses.replace(first.defaults, **given)
+    params.check_ids(first.config.vocab_size)
     prompt = prompt or ""
     try:
         if suggest:

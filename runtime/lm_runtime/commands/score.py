@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lm_runtime.commands import Command, Progress, imports, note, where_it_runs, which_graph
+from lm_runtime.commands import Command, Progress, imports, note, note_precisions, where_it_runs, which_graph
+from lm_runtime.commands.adaptation import adapted, adapts, take_adaptation
+from lm_runtime.commands.adaptation import fit as fit_on
 from lm_runtime.commands.documents_options import DOCUMENTS, DocumentsOptions
 from lm_runtime.commands.nbest_options import LISTS, NbestOptions
 from lm_runtime.commands.options import option, settings_options
 from lm_runtime.files import require_place
+from lm_runtime.models.adaptation import ADAPTATION
 from lm_runtime.scoring.weights import NAMES, Weights
 from lm_runtime.settings import settings_of
 from lm_runtime.text_files import STANDARD_INPUT
@@ -42,6 +45,7 @@ Examples:
   lm-score my-bundle dev.txt --nbest --tune dev.ref --save-weights weights.json
   lm-score my-bundle lists.txt --nbest --weights weights.json --print best
   lm-score my-bundle test.txt --with my-ngram --fit valid.txt
+  lm-score my-bundle test.txt --fit-adaptation valid.txt      a cache of what was read
   echo "Is it likely?" | lm-score my-bundle -
 """
 
@@ -97,6 +101,14 @@ Examples:
     "with its scores to --output. A call that was broken off goes on where it was.",
 )
 @settings_options(DocumentsOptions, omit=("output",))
+@option(
+    "--fit-adaptation",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    group=ADAPTATION,
+    help="Fit the adaptation on a held-out text, and make it the bundle's default.",
+)
+@adapts
 @settings_options(NbestOptions)
 @settings_options(Weights)
 @settings_options(ReadingOptions)
@@ -117,6 +129,8 @@ def main(
     fit: Path | None,
     text_field: str | None,
     on_error: str | None,
+    fit_adaptation: Path | None,
+    adapt: bool,
     precision: Any,
     provider: Any,
     threads: int | None,
@@ -133,6 +147,8 @@ def main(
 
     With --with, --precision and --provider go to each of the two that has them.
     """
+    adaptation = take_adaptation(lists)
+    adapt |= bool(adaptation or fit_adaptation)
     modes = {"--json": as_json, "--tokens": per_token, "--lines": by_line, "--nbest": nbest}
     modes["--documents"] = by_document
     for one, two in itertools.combinations([name for name, given in modes.items() if given], 2):
@@ -154,8 +170,9 @@ def main(
             raise click.UsageError("--html is for a whole text; leave out --tokens, --lines and --nbest")
         require_place(page)
     if by_document:
-        if other is not None or page is not None:
-            raise click.UsageError(f"leave out {'--with' if other else '--html'} with --documents")
+        for name, given in {"--with": other, "--html": page, "--adapt": adapt or None}.items():
+            if given is not None:
+                raise click.UsageError(f"leave out {name} with --documents")
         wanted = DocumentsOptions(**of_documents)
     with imports():
         from lm_runtime.models.load import load, load_together
@@ -179,10 +196,14 @@ def main(
         loaded = [load(bundle, **options)]
     else:
         loaded = load_together(folders, **options)
-        _note_precisions(loaded, precision)
+        note_precisions(loaded, precision)
     if by_line or nbest:
         _note_orders(loaded)
     model: StepModel = loaded[0]
+    if fit_adaptation is not None:
+        adaptation = fit_on(model, loaded[0], fit_adaptation, adaptation)
+    if adapt:
+        model = adapted(model, loaded[0], adaptation)
     facts = {}
     if other is not None:
         model = _interpolated(model, loaded[1], weight, fit)
@@ -221,13 +242,6 @@ def _note_orders(models: Sequence[BundleModel]) -> None:
     for text in dict.fromkeys(order_note(model.config, "line") for model in models):
         if text is not None:
             note(text)
-
-
-def _note_precisions(models: Sequence[BundleModel], precision: str) -> None:
-    """Tell which graphs are not of the precision that was asked for; tables have none."""
-    for model in models:
-        if model.precision != precision and model.config.precisions:
-            note(f"{model.folder} has no {precision} graph and runs in {model.precision}")
 
 
 def _interpolated(

@@ -144,7 +144,18 @@ def fit_weight(first: StepModel, second: StepModel, path: str | Path) -> float:
     ratios = [theirs.astype(np.float64) - ours for (_, ours), (_, theirs) in both]
     if not ratios:
         raise UnusableFileError(path, "empty: there is nothing to fit a weight on")
-    odds = np.exp(np.concatenate(ratios))  # (tokens,)
+    return likeliest_weight(np.exp(np.concatenate(ratios)))
+
+
+def likeliest_weight(odds: NDArray[np.float64]) -> float:
+    """The weight of the second of two models at which a text is most probable.
+
+    Args:
+        odds: the second's probability of each token divided by the first's, ``(tokens,)``.
+
+    Returns:
+        a number above 0 and below 1.
+    """
     weight = 0.5
     for _ in range(_ROUNDS):
         before, weight = weight, float(np.mean(weight * odds / (1 - weight + weight * odds)))

@@ -92,6 +92,7 @@ class NgramModel:
             )
         self.tables = tables
         self.tokenizer = tokenizer
+        self.restarts_at_eos = True
         self.states = ngram_states(tables.order)
         self._trie = _Trie(tables)
 
@@ -172,6 +173,7 @@ class NgramBundle(NgramModel):
         self.folder = bundle.folder
         self.config = bundle.config
         self.defaults = bundle.defaults
+        self.adaptation = bundle.adaptation
         tables = NgramTables.from_file_content(path, bundle.weights)
         found = tables.vocab_size, tables.eos_id, ngram_states(tables.order)
         if found != (self.config.vocab_size, self.config.eos_token_id, self.config.states):

@@ -6,6 +6,7 @@ The state is a value that goes in and comes out; the model keeps none. Knows not
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from lm_runtime.bundle import HIDDEN, LOGITS, LOGITS_FROM, MODELS, TOKEN, Bundle
 from lm_runtime.files import UnusableFileError, first_line, reading
 from lm_runtime.models.graph_file import check_graph_file
 from lm_runtime.models.opened import open_bundle, open_same
-from lm_runtime.models.protocol import Provider, State, Stepper
+from lm_runtime.models.protocol import HiddenStepper, Provider, State, Stepper
 from lm_runtime.models.state import check_input, check_state, initial_state
 from lm_runtime.models.stepper import BoundStepper
 from lm_runtime.settings import check_number
@@ -65,6 +66,7 @@ class OnnxModel:
         self.config = bundle.config
         self.tokenizer = bundle.tokenizer
         self.defaults = bundle.defaults
+        self.adaptation = bundle.adaptation
         self.precision: Precision = precision
         self.states = bundle.config.states
         self._session = _open_session(path, bundle.weights, provider, threads)
@@ -78,6 +80,8 @@ class OnnxModel:
         self._input_names = [TOKEN, *(state.name for state in self.states)]
         optional = [tensor.name for tensor in self._session.get_overridable_initializers()]
         self._skips_logits = LOGITS_FROM in optional
+        last = self._session.get_outputs()[-1]
+        self.hidden_width: int | None = last.shape[2] if last.name == HIDDEN else None
         self._output_names = [LOGITS, *(state.output for state in self.states)]
         self._try(path)
 
@@ -121,9 +125,37 @@ class OnnxModel:
             feeds[LOGITS_FROM] = np.array([token.shape[1]])
         return tuple(self._session.run(self._output_names[1:], feeds))
 
+    def step_hidden(
+        self, token: NDArray[np.int64], state: State
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], State]:
+        """As :meth:`HiddenModel.step_hidden`."""
+        check_input(self, token, state)
+        if not token.shape[1]:
+            none = np.empty((*token.shape, self.config.vocab_size), dtype=np.float32)
+            return none, none[..., : self.hidden_width], state
+        feeds = dict(zip(self._input_names, (token, *state), strict=True))
+        logits, *after, hidden = self._session.run([*self._output_names, HIDDEN], feeds)
+        return logits, hidden, tuple(after)
+
+    def advance_hidden(self, token: NDArray[np.int64], state: State) -> tuple[NDArray[np.float32], State]:
+        """As :meth:`HiddenModel.advance_hidden`."""
+        check_input(self, token, state)
+        if not token.shape[1]:
+            return np.empty((*token.shape, self.hidden_width or 0), dtype=np.float32), state
+        feeds = dict(zip(self._input_names, (token, *state), strict=True))
+        if self._skips_logits:
+            feeds[LOGITS_FROM] = np.array([token.shape[1]])
+        *after, hidden = self._session.run([*self._output_names[1:], HIDDEN], feeds)
+        return hidden, tuple(after)
+
     def stepper(self, state: State) -> Stepper:
         """As :meth:`StepModel.stepper`."""
         return BoundStepper(self._session, self.states, state, self.config.vocab_size, self.provider)
+
+    def hidden_stepper(self, state: State) -> HiddenStepper:
+        """As :meth:`HiddenModel.hidden_stepper`."""
+        vocab_size, width = self.config.vocab_size, self.hidden_width
+        return BoundStepper(self._session, self.states, state, vocab_size, self.provider, width)
 
     @property
     def identity(self) -> str:
@@ -167,6 +199,9 @@ def _open_session(
     options.log_severity_level = _ERRORS_ONLY if provider == "cuda" else _NOTHING_BUT_FATAL
     if threads is not None:
         options.intra_op_num_threads = threads
+    # Threads that wait sleep: beside other programs a spinning one takes the time of the one it waits for.
+    spins = os.environ.get("OMP_WAIT_POLICY", "").upper() == "ACTIVE"
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spins else "0")
     # Else onnxruntime's own format would pass for ONNX, and a few operators could fill the memory.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     most = max(_SMALLEST_FOLDING_LIMIT, _FOLDING_FACTOR * len(content))

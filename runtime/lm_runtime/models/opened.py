@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from lm_runtime.bundle import (
     CONFIG_FILE,
@@ -25,12 +25,15 @@ from lm_runtime.bundle import (
     read_files,
 )
 from lm_runtime.files import UnusableFileError, reading
+from lm_runtime.models.adaptation import Adaptation
 from lm_runtime.models.protocol import BundleModel
 from lm_runtime.sampling.params import SamplingParams
 from lm_runtime.tokenizer import Tokenizer
 
 Model = TypeVar("Model", bound=BundleModel)
 
+NEEDED = (CONFIG_FILE, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG, TOKENS_FILE)
+"""The files that are read of every bundle, beside a graph or tables."""
 _TRIES = 4
 _MAX_NEW_TOKENS = "max_new_tokens"  # what other readers of the file call max_tokens
 
@@ -47,6 +50,8 @@ class OpenedBundle:
     """Text to ids and back."""
     defaults: SamplingParams
     """The sampling parameters that the bundle proposes."""
+    adaptation: Adaptation
+    """How much it proposes to follow what was read, where that is asked for."""
     weights: bytes = field(repr=False)
     """The content of the graph's or the tables' file."""
 
@@ -58,7 +63,7 @@ def open_bundle(folder: Path, weights: str) -> OpenedBundle:
 
     Raises:
         UnusableFileError: the bundle is incomplete, damaged, of another format, or contradicts itself.
-        ValueError: it has no int8 graph.
+        ValueError: it has no graph of that precision.
     """
     tries = 0
     while True:
@@ -94,12 +99,13 @@ def _open(folder: Path, content: bytes, weights: str) -> OpenedBundle:
     config = parse_bundle_config(folder / CONFIG_FILE, content)
     if weights == MODELS["int8"] and weights not in config.files:
         raise ValueError(f"{folder} has no int8 graph; export it with --quantize int8")
-    names = (GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG, TOKENS_FILE, weights)
-    contents = read_files(folder, config, names)
+    if weights == MODELS["fp32"] and config.precisions == ("int8",):
+        raise ValueError(f"{folder} has an int8 graph alone; export it without --only")
+    contents = read_files(folder, config, (*NEEDED[1:], weights))
     tokenizer = Tokenizer.from_bytes(folder / TOKENIZER, contents[TOKENIZER])
     _check_tokenizer(folder / TOKENIZER, tokenizer, config)
-    defaults = _sampling_defaults(folder / GENERATION_CONFIG, contents[GENERATION_CONFIG])
-    return OpenedBundle(folder, config, tokenizer, defaults, contents[weights])
+    defaults, adaptation = _proposed(folder / GENERATION_CONFIG, contents[GENERATION_CONFIG])
+    return OpenedBundle(folder, config, tokenizer, defaults, adaptation, contents[weights])
 
 
 def _check_tokenizer(path: Path, tokenizer: Tokenizer, config: BundleConfig) -> None:
@@ -114,10 +120,13 @@ def _check_tokenizer(path: Path, tokenizer: Tokenizer, config: BundleConfig) -> 
             raise UnusableFileError(path, f"does not fit the model: {name} is {found}, not {wanted}")
 
 
-def _sampling_defaults(path: Path, content: bytes) -> SamplingParams:
+def _proposed(path: Path, content: bytes) -> tuple[SamplingParams, Adaptation]:
     data = parse_json_object(path, content)
     if _MAX_NEW_TOKENS in data:
         data["max_tokens"] = data[_MAX_NEW_TOKENS]
-    names = {entry.name for entry in dataclasses.fields(SamplingParams)}
     with reading(path, "not usable as sampling parameters"):
-        return SamplingParams(**{name: value for name, value in data.items() if name in names})
+        return SamplingParams(**_of_record(SamplingParams, data)), Adaptation(**_of_record(Adaptation, data))
+
+
+def _of_record(record: type, data: dict[str, Any]) -> dict[str, Any]:
+    return {entry.name: data[entry.name] for entry in dataclasses.fields(record) if entry.name in data}

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from lm_runtime.bundle import BundleConfig, Precision, StateTensor
+    from lm_runtime.models.adaptation import Adaptation
     from lm_runtime.sampling.params import SamplingParams
     from lm_runtime.tokenizer import Tokenizer
 
@@ -40,6 +41,13 @@ class Stepper(Protocol):
 
     def undo(self) -> None:
         """Go back to before the last step; once, and only after a step."""
+
+
+class HiddenStepper(Stepper, Protocol):
+    """The stepper of a :class:`HiddenModel` that shows what its output layer reads."""
+
+    def hidden(self) -> NDArray[np.float32]:
+        """What the output layer read in the last step, ``(batch, width)``, valid until the next."""
 
 
 class StepModel(Protocol):
@@ -74,11 +82,30 @@ class StepModel(Protocol):
 
 
 @runtime_checkable
-class DirectModel(StepModel, Protocol):
-    """A step model that finds the probability of one token without those of all others.
+class HiddenModel(StepModel, Protocol):
+    """A step model that shows what its output layer reads."""
 
-    Nothing before an ``<eos>`` changes what it gives after it, so that many texts can be scored as one.
-    """
+    hidden_width: int | None
+    """The width of that; None where a graph does not show it."""
+
+    def step_hidden(
+        self, token: NDArray[np.int64], state: State
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], State]:
+        """As :meth:`StepModel.step`, with what the output layer read, ``(batch, time, width)``, second."""
+
+    def advance_hidden(self, token: NDArray[np.int64], state: State) -> tuple[NDArray[np.float32], State]:
+        """As :meth:`StepModel.advance`, with what the output layer would read, ``(batch, time, width)``."""
+
+    def hidden_stepper(self, state: State) -> HiddenStepper:
+        """As :meth:`StepModel.stepper`."""
+
+
+@runtime_checkable
+class DirectModel(StepModel, Protocol):
+    """A step model that finds the probability of one token without those of all others."""
+
+    restarts_at_eos: bool
+    """Whether nothing before an ``<eos>`` changes what it gives after it, so that texts are scored as one."""
 
     def score(self, ids: NDArray[np.int64], state: State) -> tuple[NDArray[np.float32], State]:
         """Read all of ``ids`` ``(batch, time + 1)`` but the last, which is only predicted.
@@ -97,6 +124,8 @@ class BundleModel(StepModel, Protocol):
     """What its ``config.json`` says."""
     defaults: SamplingParams
     """The sampling parameters that it proposes."""
+    adaptation: Adaptation
+    """How much it proposes to follow what was read, where that is asked for."""
     precision: Precision
     """Which of its graphs it is; tables are fp32."""
     provider: str

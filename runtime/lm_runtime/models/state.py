@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from lm_runtime.bundle import STATE_TYPES, StateTensor
 from lm_runtime.models.protocol import State, StepModel
 
-_TYPES = {name: np.dtype(name) for name in STATE_TYPES}  # to make one takes as long as the other checks
+_TYPES = {
+    name: np.dtype(name) for name in (*STATE_TYPES, "float16")
+}  # to make one takes as long as the other checks
 READ_TOKENS = 512
 """The most tokens read in one call: it bounds the logits held at a time."""
 

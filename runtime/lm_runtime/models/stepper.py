@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from lm_runtime.bundle import LOGITS, TOKEN, StateTensor
+from lm_runtime.bundle import HIDDEN, LOGITS, TOKEN, StateTensor
 from lm_runtime.models.protocol import State
 from lm_runtime.models.state import batch_of, wrong_ids
 
@@ -27,6 +27,7 @@ class BoundStepper:
         state: where to start; the arrays are copied.
         vocab_size: the number of tokens.
         device: ``cpu`` or ``cuda``. On CUDA the states stay on the device, and the logits come back.
+        hidden_width: the width of the output ``hidden``, where that is wanted.
 
     Raises:
         ValueError: the state is not the graph's.
@@ -39,6 +40,7 @@ class BoundStepper:
         state: State,
         vocab_size: int,
         device: str,
+        hidden_width: int | None = None,
     ) -> None:
         batch = batch_of(states, state)
         self._session = session
@@ -53,11 +55,16 @@ class BoundStepper:
             [ort.OrtValue.ortvalue_from_numpy(np.array(array, order="C"), device) for array in state]
             for _ in range(2)
         ]
+        hidden = np.zeros((batch, 1, hidden_width or 0), dtype=np.float32)
+        self._hidden = hidden[:, 0]
+        hidden_value = ort.OrtValue.ortvalue_from_numpy(hidden) if hidden_width else None
         self._bindings = []
         for source, target in (buffers, buffers[::-1]):
             binding = session.io_binding()
             binding.bind_ortvalue_input(TOKEN, token_value)
             binding.bind_ortvalue_output(LOGITS, logits_value)
+            if hidden_value is not None:
+                binding.bind_ortvalue_output(HIDDEN, hidden_value)
             for tensor, before, after in zip(states, source, target, strict=True):
                 binding.bind_ortvalue_input(tensor.name, before)
                 binding.bind_ortvalue_output(tensor.output, after)
@@ -73,6 +80,10 @@ class BoundStepper:
         self._session.run_with_iobinding(self._bindings[self._turn])
         self._turn ^= 1
         return self._logits
+
+    def hidden(self) -> NDArray[np.float32]:
+        """As :meth:`HiddenStepper.hidden`."""
+        return self._hidden
 
     def state(self) -> State:
         """As :meth:`Stepper.state`."""

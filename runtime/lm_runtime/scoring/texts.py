@@ -105,7 +105,7 @@ def _encode(
 
 def _log_probabilities(model: StepModel, texts: Sequence[NDArray[np.int64]]) -> Iterable[NDArray[np.float32]]:
     """The log-probability of each token of each text, all of which end with ``<eos>``."""
-    if not isinstance(model, DirectModel):
+    if not (isinstance(model, DirectModel) and model.restarts_at_eos):
         return (values for values, _ in _scores(model, texts))
     read = np.concatenate([[model.tokenizer.eos_id], *texts])
     values, _ = model.score(read[None], initial_state(model, 1))

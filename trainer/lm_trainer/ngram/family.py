@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from lm_trainer.config import ModelConfig, TrainingConfig
 from lm_trainer.families import Implementation
 from lm_trainer.ngram.model import TABLES, NgramLM
 from lm_trainer.ngram.training import NgramTrainer
+from lm_trainer.tensors import array_of
 from lm_trainer.training.job import Job
 from lm_trainer.training.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class NgramFamily:
@@ -29,7 +33,7 @@ class NgramFamily:
 
     def restore(self, config: ModelConfig, weights: dict[str, Tensor]) -> NgramLM:
         """As :meth:`lm_trainer.families.Implementation.restore`."""
-        model = NgramLM.of(NgramLM.from_bytes(weights[TABLES].numpy().data))
+        model = NgramLM.of(NgramLM.from_bytes(array_of(weights[TABLES]).data))
         if (model.order, model.vocab_size) != (config.order, config.vocab_size):
             raise ValueError(f"tables of order {model.order} for {model.vocab_size} tokens")
         return model

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from lm_runtime.bundle import StateTensor
 from lm_runtime.models.ngram import NgramModel, ngram_states
 from lm_runtime.models.ngram_lookup import log_probabilities
 from lm_runtime.models.ngram_tables import NgramTables
 from lm_runtime.tokenizer import Tokenizer
+from lm_trainer.tensors import tensor_of
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 TABLES = "tables"
 """The name of a checkpoint's one tensor: the bytes of the tables' file."""
@@ -35,7 +39,7 @@ class NgramLM(NgramTables):
 
     def weights(self) -> dict[str, Tensor]:
         """As :meth:`lm_trainer.families.Model.weights`."""
-        return {TABLES: torch.from_numpy(np.frombuffer(self.to_bytes(), dtype=np.uint8).copy())}
+        return {TABLES: tensor_of(np.frombuffer(self.to_bytes(), dtype=np.uint8).copy())}
 
     def parameter_count(self) -> int:
         """As :meth:`lm_trainer.families.Model.parameter_count`."""

@@ -14,6 +14,12 @@ from lm_trainer.reports import markup
 from lm_trainer.reports.pictures import draw_rates
 from lm_trainer.run.records import Checkpoint
 
+_TUNED = {
+    "valid_before": "valid, before fine-tuning",
+    "first_before": "earlier text, before fine-tuning",
+    "first": "earlier text",
+}
+
 
 def write_page(
     path: Path,
@@ -95,6 +101,8 @@ def _figures(summary: dict[str, Any]) -> Iterable[tuple[object, ...]]:
                 f"{figures['tokens']:,}",
                 f"{figures['unknown']:,}",
             )
+    for name, value in summary.get("init", {}).items():
+        yield _TUNED[name], f"{value:,.2f}"
     for name, value in summary["baselines"].items():
         yield f"{name} distribution, valid", f"{value:,.1f}"
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from lm_runtime.commands import note
 from lm_runtime.files import UnusableFileError, write_text
 from lm_runtime.generation.generate import generate
 from lm_runtime.sampling.params import SamplingParams
+from lm_runtime.scoring.score import perplexity
 from lm_runtime.text_files import read_text_file
 from lm_runtime.tokenizer import Tokenizer
+from lm_trainer.corpora.corpus import token_path
 from lm_trainer.corpora.token_file import split_figures, stretch_perplexities
 from lm_trainer.families import Model
 from lm_trainer.reports.baselines import unigram_perplexity
@@ -22,8 +22,11 @@ from lm_trainer.reports.metrics import read_metrics
 from lm_trainer.reports.page import write_page
 from lm_trainer.reports.pictures import draw_curve
 from lm_trainer.run.checkpoint import load_checkpoint, restore_model
-from lm_trainer.run.folder import BEST, CURVE, LAST, REPORT, SAMPLE, SUMMARY, TOKEN_FILES
+from lm_trainer.run.folder import BEST, CURVE, FIRST, LAST, REPORT, SAMPLE, SUMMARY, TOKEN_FILES
 from lm_trainer.run.records import Checkpoint
+
+if TYPE_CHECKING:
+    import torch
 
 
 def read_summary(run: Path) -> dict[str, Any] | None:
@@ -91,6 +94,14 @@ def _figures(
         split, ids = corpus.splits[name], corpus.open(run / TOKEN_FILES, name, verify=False)
         stretches = stretch_perplexities(ids, split, lambda text: model.text_loss(text, tokenizer.eos_id))
         summary[name] = split_figures(loss, split) | stretches
+    if before := best.facts.before:
+        summary["init"] = {"valid_before": perplexity(before["valid"])}
+        if first := best.facts.first:
+            loss = model.text_loss(first.open(token_path(run / TOKEN_FILES, FIRST)), tokenizer.eos_id)
+            summary["init"] |= {
+                "first_before": perplexity(before[FIRST]),
+                "first": perplexity(loss / first.tokens),
+            }
     return summary
 
 
@@ -98,6 +109,8 @@ def _try(kind: str, path: Path, write: Callable[[Path], None]) -> None:
     """Write what is only shown: whatever goes wrong there, the run is complete without it."""
     try:
         write(path)
+    except ModuleNotFoundError as error:
+        note(f"note: no {kind} {path}: {error.name} is not installed")
     except Exception as error:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         note(f"note: the {kind} {path} could not be made ({reason})")

@@ -13,10 +13,9 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from lm_runtime.commands import machine_fault
 from lm_runtime.files import UnusableFileError, open_regular, write_whole
@@ -26,7 +25,12 @@ from lm_trainer.families import Model, implementation
 from lm_trainer.run.content import from_content, to_content
 from lm_trainer.run.folder import BEST, LAST
 from lm_trainer.run.records import Checkpoint, RunFacts
+from lm_trainer.run.torch_file import read_torch_file, write_torch_file
+from lm_trainer.tensors import HAS_TORCH, TENSORS, array_of
 from lm_trainer.training.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT = "steplm checkpoint"
 FORMAT_VERSION = 2
@@ -75,7 +79,12 @@ def save_checkpoint(checkpoint: Checkpoint) -> None:
     header = {"format": FORMAT, "format_version": FORMAT_VERSION, "checksums": checksums}
     with write_whole(checkpoint.path) as file:
         try:
-            torch.save({**header, **content}, file)
+            if HAS_TORCH:
+                import torch
+
+                torch.save({**header, **content}, file)
+            else:
+                write_torch_file({**header, **content}, file)
         except RuntimeError as error:
             # torch's writer hides the reason that the file object gave it.
             reason = error.__cause__ or error.__context__
@@ -134,7 +143,7 @@ def reading_checkpoint(path: Path, problem: str) -> Iterator[None]:
     """Within, whatever is raised because of the file becomes an :class:`UnusableFileError`."""
     try:
         yield
-    except (UnusableFileError, MemoryError):
+    except (UnusableFileError, MemoryError, ModuleNotFoundError):
         raise
     except FileNotFoundError:
         if path.name == BEST and path.with_name(LAST).exists():
@@ -170,14 +179,18 @@ def _load(path: Path, mapped: bool) -> Any:
                 raise UnusableFileError(path, "not a checkpoint, or damaged")
             stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
         mapped = mapped and stored  # torch would map what another tool has compressed, too
+    if not HAS_TORCH:
+        return read_torch_file(path)
+    import torch
+
     return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
 
 
 def _tensors(values: Any, name: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, Tensor]]:
     """All tensors of a content, each with the names on the way to it; a shared part is visited once."""
     seen = set() if seen is None else seen
-    if isinstance(values, Tensor):
-        yield name, values
+    if isinstance(values, TENSORS):
+        yield name, cast("Tensor", values)
     elif id(values) not in seen and isinstance(values, Mapping | list | tuple):
         seen.add(id(values))
         entries = values.items() if isinstance(values, Mapping) else enumerate(values)
@@ -187,12 +200,20 @@ def _tensors(values: Any, name: str = "", seen: set[int] | None = None) -> Itera
 
 def _checksum(tensor: Tensor) -> int:
     """The CRC-32 of a tensor's bytes."""
+    if not HAS_TORCH:
+        return zlib.crc32(np.ascontiguousarray(array_of(tensor)).tobytes())
+    import torch
+
     plain = tensor.detach().cpu().contiguous().flatten()
     return zlib.crc32(plain.view(torch.uint8).numpy().data) if plain.numel() else 0
 
 
 def _check_plain(name: str, tensor: Tensor) -> None:
     """Refuse a tensor that has no values, as on the device ``meta``, or fewer than it has elements."""
+    if not HAS_TORCH:
+        return
+    import torch
+
     if tensor.device.type != "cpu" or tensor.layout != torch.strided or not tensor.is_contiguous():
         raise ValueError(f"{name} is not a plain tensor")
 

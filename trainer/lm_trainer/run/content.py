@@ -5,26 +5,30 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from lm_trainer.config import ModelConfig, TokenizerConfig, TrainingConfig
 from lm_trainer.corpora.corpus import CorpusFacts
 from lm_trainer.corpora.token_file import TokenFile
 from lm_trainer.families import FAMILIES
 from lm_trainer.run.records import Checkpoint, Origin, RunFacts
+from lm_trainer.tensors import TENSORS, array_of
 from lm_trainer.training.snapshot import Descent, Progress, Snapshot
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 R = TypeVar("R")
 
 _MOST_THREADS = 1 << 12
-_TOP = {
+_Types = Mapping[str, type | tuple[type, ...]]
+_TOP: _Types = {
     "corpus": dict,
     "tokenizer": str,
     "tokenizer_config": dict,
-    "held_out": Tensor,
+    "held_out": TENSORS,
     "threads": int,
     "device": str,
     "model_config": dict,
@@ -34,7 +38,7 @@ _TOP = {
 _OF_NETWORKS = {"training_config": dict, "model": dict}
 _CORPUS = {"name": str, "argument": str, "splits": dict}
 _PROGRESS = {"epoch": int, "window": int, "step": int, "seconds": float, "valid_loss": float}
-_DESCENT = {"optimizer": dict, "generator": Tensor, "hidden": list}
+_DESCENT: _Types = {"optimizer": dict, "generator": TENSORS, "hidden": list}
 
 
 def to_content(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -45,6 +49,7 @@ def to_content(checkpoint: Checkpoint) -> dict[str, Any]:
         "corpus": dataclasses.asdict(facts.corpus),
         "tokenizer_config": dataclasses.asdict(facts.tokenizer_config),
         "init": facts.init and dataclasses.asdict(facts.init),
+        "first": facts.first and dataclasses.asdict(facts.first),
         "model_config": dataclasses.asdict(checkpoint.model_config),
         "training_config": checkpoint.training_config and dataclasses.asdict(checkpoint.training_config),
         "progress": dataclasses.asdict(snapshot.progress),
@@ -60,7 +65,7 @@ def to_content(checkpoint: Checkpoint) -> dict[str, Any]:
     return {name: value for name, value in content.items() if value is not None}
 
 
-def _checked(values: Any, where: str, types: Mapping[str, type]) -> dict[str, Any]:
+def _checked(values: Any, where: str, types: _Types) -> dict[str, Any]:
     """``values``, a dictionary that has each name of ``types`` with a value of that type."""
     for name, kind in types.items():
         if not isinstance(values, dict) or not isinstance(values.get(name), kind):
@@ -142,6 +147,8 @@ def _facts(content: dict[str, Any]) -> RunFacts:
         device=content["device"],
         processes=processes,
         init=_record(Origin, content["init"], "init") if "init" in content else None,
+        first=_record(TokenFile, content["first"], "first") if "first" in content else None,
+        before=_losses(content.get("before")),
     )
 
 
@@ -151,12 +158,20 @@ def _texts(values: Any) -> tuple[str, ...]:
     return tuple(map(str, values))
 
 
+def _losses(values: Any) -> dict[str, float] | None:
+    if values is not None and not (
+        isinstance(values, dict) and all(type(value) is float for value in values.values())
+    ):
+        raise ValueError("the losses before the training are not what they should be")
+    return values
+
+
 def _weights(weights: Any, version: int) -> dict[str, Tensor] | None:
     if weights is None or (version == 1 and weights == {}):  # of an n-gram model before its estimate
         return None
     if not isinstance(weights, dict) or not weights:
         raise ValueError("the model has no weights")
-    if not all(isinstance(tensor, Tensor) for tensor in weights.values()):
+    if not all(isinstance(tensor, TENSORS) for tensor in weights.values()):
         raise ValueError("the weights are not tensors")
     return dict(weights)
 
@@ -166,13 +181,14 @@ def _descent(content: dict[str, Any]) -> Descent | None:
         return None
     parts = _checked(content, "", _DESCENT)
     generators = parts["generator"]
-    if generators.dim() == 1:  # from before several processes could train together
+    if generators.ndim == 1:  # from before several processes could train together
         generators = generators[None]
     return Descent(parts["optimizer"], generators, tuple(parts["hidden"]))
 
 
 def _check_held_out(held_out: Tensor, vocab_size: int) -> None:
-    if held_out.dtype != torch.int64 or held_out.dim() != 1 or not held_out.numel():
+    ids = array_of(held_out)
+    if ids.dtype != np.int64 or ids.ndim != 1 or not ids.size:
         raise ValueError("the held-out text is empty or not what it should be")
-    if not 0 <= int(held_out.min()) <= int(held_out.max()) < vocab_size:
+    if not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:
         raise ValueError("the held-out text has tokens that are not in the vocabulary")

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
 
-import torch
+from lm_trainer.tensors import HAS_TORCH
+
+if TYPE_CHECKING:
+    import torch
 
 _WIDE = 512
+
+
+@dataclass(frozen=True)
+class _Cpu:
+    """The processor, where there is no torch to name it."""
+
+    type: str = "cpu"
 
 
 def pick_device(name: str) -> torch.device:
@@ -15,6 +26,12 @@ def pick_device(name: str) -> torch.device:
     Raises:
         ValueError: there is no such device.
     """
+    if not HAS_TORCH:
+        if name == "cuda":
+            raise ValueError("device cuda is not available: torch is not installed; use cpu or auto")
+        return cast("torch.device", _Cpu())
+    import torch
+
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("device cuda is not available: this torch sees no CUDA device; use cpu or auto")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
@@ -27,6 +44,8 @@ def pick_precision(hidden_size: int, device: torch.device) -> str:
     """
     if hidden_size < _WIDE:
         return "fp32"
+    import torch
+
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     capabilities = getattr(torch.cpu, "get_capabilities", dict)  # which the oldest torch that will do lacks

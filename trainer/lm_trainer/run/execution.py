@@ -6,9 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from lm_runtime.bundle import TOKENIZER
 from lm_runtime.commands import note
@@ -18,7 +16,7 @@ from lm_trainer.corpora.token_list import check_tokens
 from lm_trainer.corpora.vocabulary import make_tokenizer
 from lm_trainer.families import ModelTrainer
 from lm_trainer.plan import Action, Plan
-from lm_trainer.presets import Preset
+from lm_trainer.presets import REPLAY, Preset
 from lm_trainer.reports import summary as reports
 from lm_trainer.reports.sample import read_sample
 from lm_trainer.run import trial
@@ -27,10 +25,14 @@ from lm_trainer.run.folder import LAST, SHUFFLED, SUMMARY, TOKEN_FILES
 from lm_trainer.run.pretrained import Pretrained, read_pretrained
 from lm_trainer.run.resume import resume
 from lm_trainer.run.setup import CorpusArguments, start
+from lm_trainer.tensors import set_thread_count
 from lm_trainer.training import terminal
 from lm_trainer.training.processes import Processes
 from lm_trainer.training.progress import InterruptedRunError
 from lm_trainer.training.signals import ignore_signals
+
+if TYPE_CHECKING:
+    import torch
 
 
 def train(plan: Plan, check_interrupted: Callable[[], None]) -> dict[str, Any] | None:
@@ -97,7 +99,7 @@ def try_out(plan: Plan) -> str:
 def _device(plan: Plan) -> torch.device:
     """Where to train; torch has the threads that are asked for from here on."""
     if plan.run.threads is not None:
-        torch.set_num_threads(plan.run.threads)
+        set_thread_count(plan.run.threads)
     return pick_device(plan.run.device)
 
 
@@ -110,6 +112,8 @@ def _recipe(plan: Plan, device: torch.device) -> tuple[Preset, Pretrained | None
     if plan.run.tokens is not None:
         tokenizer = pretrained.tokenizer if pretrained else make_tokenizer(recipe.tokenizer, [])
         check_tokens(tokenizer, Path(plan.run.tokens))
+    if plan.picks_replay and pretrained and pretrained.text("train") is not None:
+        recipe = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, replay=REPLAY))
     if plan.picks_precision:
         picked = pick_precision(recipe.model["hidden_size"], device)
         recipe = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, precision=picked))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from lm_trainer.config import TrainingConfig
 from lm_trainer.corpora.corpus import documents_path, require_document_ends
@@ -20,6 +20,9 @@ from lm_trainer.run.folder import METRICS, SHUFFLED, TOKEN_FILES
 from lm_trainer.run.records import Checkpoint
 from lm_trainer.training.job import Job
 from lm_trainer.training.processes import Processes
+
+if TYPE_CHECKING:
+    import torch
 
 
 def make_job(

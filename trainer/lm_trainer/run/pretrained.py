@@ -6,16 +6,21 @@ import dataclasses
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from lm_runtime.files import UnusableFileError, open_regular
 from lm_runtime.tokenizer import Tokenizer
 from lm_trainer.config import ModelConfig, TokenizerConfig
+from lm_trainer.corpora.corpus import CorpusFacts
+from lm_trainer.corpora.token_file import Ids
 from lm_trainer.families import FAMILIES
 from lm_trainer.presets import Preset
 from lm_trainer.run.checkpoint import load_checkpoint, restore_model
+from lm_trainer.run.folder import TOKEN_FILES
 from lm_trainer.run.records import Origin
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,17 @@ class Pretrained:
     """The vocabulary."""
     tokenizer_config: TokenizerConfig
     """How it was made."""
+    corpus: CorpusFacts
+    """What it was trained on."""
+    token_files: Path
+    """The folder where the token files of that are, if they are still there."""
+
+    def text(self, split: str) -> Ids | None:
+        """The token ids of a split of what it was trained on; None if they are not at hand."""
+        try:
+            return self.corpus.open(self.token_files, split)
+        except UnusableFileError:
+            return None
 
     def recipe(self, preset: Preset) -> Preset:
         """``preset`` with this network and this vocabulary in place of its own.
@@ -65,4 +81,6 @@ def read_pretrained(argument: str) -> Pretrained:
         checkpoint.weights,
         tokenizer,
         checkpoint.facts.tokenizer_config,
+        checkpoint.facts.corpus,
+        path.parent / TOKEN_FILES,
     )

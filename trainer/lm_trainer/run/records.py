@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from lm_runtime.files import UnusableFileError
 from lm_trainer.config import ModelConfig, TokenizerConfig, TrainingConfig
 from lm_trainer.corpora.corpus import CorpusFacts
+from lm_trainer.corpora.token_file import TokenFile
 from lm_trainer.training.snapshot import Progress, Snapshot
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,11 @@ class RunFacts:
     """The number of processes that train together."""
     init: Origin | None = None
     """What it began from, if not from new weights."""
+    first: TokenFile | None = None
+    """The validation text of the run that it began from, where that was at hand."""
+    before: dict[str, float] | None = None
+    """The losses before the first step of a network that was trained already, nats a token: ``valid``, and
+    ``first`` on the text above."""
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from lm_runtime.files import UnusableFileError
 from lm_trainer.families import ModelTrainer, implementation
@@ -16,8 +14,12 @@ from lm_trainer.run.job import check_processes, make_job
 from lm_trainer.run.records import Checkpoint
 from lm_trainer.run.settings import write_settings
 from lm_trainer.run.setup import Tell
+from lm_trainer.tensors import set_thread_count, thread_count
 from lm_trainer.training.processes import Processes
 from lm_trainer.training.progress import TrainingError
+
+if TYPE_CHECKING:
+    import torch
 
 _LENGTH = ("epochs", "patience")
 _PATHS = ("corpus", "also", "valid", "init", "tokenizer")
@@ -135,7 +137,7 @@ def _moved(
             f"note: the number of processes was {facts.processes} and is {processes.count}: "
             "the run goes on, but not bit for bit"
         )
-        facts = dataclasses.replace(facts, processes=processes.count, threads=torch.get_num_threads())
+        facts = dataclasses.replace(facts, processes=processes.count, threads=thread_count())
     elif threads not in (None, facts.threads):
         if device.type == "cpu" and checkpoint.training_config:
             tell(
@@ -144,7 +146,7 @@ def _moved(
             )
         facts = dataclasses.replace(facts, threads=threads)
     if device.type == "cpu":
-        torch.set_num_threads(facts.threads)  # the order of sums depends on it
+        set_thread_count(facts.threads)  # the order of sums depends on it
     if device.type != facts.device:
         tell(f"note: begun on {facts.device}: the run goes on here, but not bit for bit")
         facts = dataclasses.replace(facts, device=device.type)

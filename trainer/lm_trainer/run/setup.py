@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import glob
 import math
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from lm_runtime.bundle import TOKENIZER
@@ -23,18 +24,23 @@ from lm_runtime.tokenizer import Tokenizer
 from lm_trainer.config import ModelConfig, TokenizerConfig
 from lm_trainer.corpora.collection import Reading
 from lm_trainer.corpora.corpus import Corpus, CorpusFacts, encode_corpus, find_corpus, texts, token_path
+from lm_trainer.corpora.replay import replay
 from lm_trainer.corpora.vocabulary import make_tokenizer
 from lm_trainer.families import FAMILIES, Model, ModelTrainer, implementation
 from lm_trainer.presets import Preset
 from lm_trainer.reports.baselines import unigram
 from lm_trainer.run.checkpoint import is_checkpoint, save_checkpoint
-from lm_trainer.run.folder import BEST, FILES, FOLDERS, LAST, TOKEN_FILES
+from lm_trainer.run.folder import BEST, FILES, FIRST, FOLDERS, LAST, TOKEN_FILES
 from lm_trainer.run.job import check_processes, make_job
 from lm_trainer.run.pretrained import Pretrained
 from lm_trainer.run.records import Checkpoint, RunFacts
 from lm_trainer.run.settings import write_settings
+from lm_trainer.tensors import tensor_of, thread_count
 from lm_trainer.training.processes import ALONE, Processes
 from lm_trainer.training.snapshot import Progress, Snapshot
+
+if TYPE_CHECKING:
+    import torch
 
 _HELD_OUT_TOKENS = 16_384
 _MANY_UNKNOWN = 0.05
@@ -129,7 +135,11 @@ def start(
             partial, corpus, named, preset.tokenizer, pretrained, device, processes, tell
         )
         remove(copies)
+        if pretrained:
+            facts = _with_earlier_text(partial, facts, preset.training.replay, pretrained, tell)
         first, model = _first_checkpoint(partial, facts, tokenizer, preset, pretrained)
+        if pretrained and model:
+            first = dataclasses.replace(first, facts=_with_losses(partial, facts, model, tokenizer.eos_id))
         write_settings(partial, facts, first.model_config, first.training_config)
         save_checkpoint(first)
         _move(partial, place)
@@ -217,12 +227,56 @@ def _encode(
         facts,
         tokenizer.json_text,
         dataclasses.replace(config, tokenizer=_resolved(config.tokenizer)) if config.is_file else config,
-        held_out=torch.from_numpy(valid[:_HELD_OUT_TOKENS].astype("int64")),
-        threads=torch.get_num_threads(),
+        held_out=tensor_of(valid[:_HELD_OUT_TOKENS].astype("int64")),
+        threads=thread_count(),
         device=device.type,
         processes=processes.count,
         init=pretrained.origin if pretrained else None,
     )
+
+
+def _with_earlier_text(
+    folder: Path, facts: RunFacts, share: float, pretrained: Pretrained, tell: Tell
+) -> RunFacts:
+    """Replay a share of the text that the network was trained on, and keep its validation text."""
+    train, valid = pretrained.text("train"), pretrained.text("valid")
+    splits, files = facts.corpus.splits, folder / TOKEN_FILES
+    earlier = pretrained.corpus.splits
+    if share and earlier["train"].sha256 != splits["train"].sha256:
+        if train is None or not train.size:
+            raise UnusableFileError(
+                token_path(pretrained.token_files, "train"),
+                "missing or changed: --replay needs the text of the run that --init names",
+            )
+        mixed = replay(
+            token_path(files, "train"),
+            splits["train"],
+            train,
+            earlier["train"],
+            share,
+            vocab_size=pretrained.tokenizer.vocab_size,
+            unk_id=pretrained.tokenizer.unk_id,
+        )
+        taken = 1 - splits["train"].tokens / mixed.tokens
+        tell(f"note: {taken * 100:.0f} % of the training text is the earlier run's; --replay 0 leaves it out")
+        facts = dataclasses.replace(
+            facts, corpus=dataclasses.replace(facts.corpus, splits={**splits, "train": mixed})
+        )
+    if valid is None or not valid.size or earlier["valid"].sha256 == splits["valid"].sha256:
+        return facts
+    shutil.copyfile(token_path(pretrained.token_files, "valid"), token_path(files, FIRST))
+    return dataclasses.replace(facts, first=earlier["valid"])
+
+
+def _with_losses(folder: Path, facts: RunFacts, model: Model, eos_id: int) -> RunFacts:
+    """What a network that is trained already loses on the new text, and on its own."""
+    files = {"valid": facts.corpus.splits["valid"], FIRST: facts.first}
+    losses = {
+        name: model.text_loss(file.open(token_path(folder / TOKEN_FILES, name)), eos_id) / file.tokens
+        for name, file in files.items()
+        if file and file.tokens
+    }
+    return dataclasses.replace(facts, before=losses)
 
 
 def _first_checkpoint(

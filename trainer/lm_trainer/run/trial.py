@@ -6,20 +6,22 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
-import torch
 
 from lm_runtime.commands import note
 from lm_runtime.folders import temporary_folder
 from lm_trainer.families import ModelTrainer
 from lm_trainer.presets import Preset
-from lm_trainer.run import rate_finder
 from lm_trainer.run.pretrained import Pretrained
 from lm_trainer.run.setup import CorpusArguments, start
 from lm_trainer.training import terminal
-from lm_trainer.training.loop import Trainer
+
+if TYPE_CHECKING:
+    import torch
+
+    from lm_trainer.training.loop import Trainer
 
 
 @contextmanager
@@ -51,8 +53,10 @@ def find_rate(
 
     Not for families that are estimated: they have no learning rate.
     """
+    from lm_trainer.run import rate_finder
+
     with _trial(corpus, recipe, device, pretrained) as trainer:
-        network_trainer = cast(Trainer, trainer)  # of all families that are not estimated
+        network_trainer = cast("Trainer", trainer)  # of all families that are not estimated
         with terminal.bar(total=rate_finder.STEPS, unit=" steps") as bar:
             tried = []
             for lr, loss in rate_finder.rise(network_trainer):

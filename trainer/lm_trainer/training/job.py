@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-
-import torch
+from typing import TYPE_CHECKING
 
 from lm_trainer.config import ModelConfig, TrainingConfig
 from lm_trainer.corpora.token_file import Ids
 from lm_trainer.reports.metrics import MetricsLog
 from lm_trainer.training.processes import ALONE, Processes
 from lm_trainer.training.snapshot import Store
+
+if TYPE_CHECKING:
+    import torch
+
+
+def _cpu() -> torch.device:
+    import torch
+
+    return torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,7 @@ class Job:
     """Where the records go."""
     store: Store
     """Where the checkpoints go."""
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    device: torch.device = field(default_factory=_cpu)
     """Where to train."""
     checkpoint_seconds: float = 60.0
     """The longest time between two checkpoints; 0 writes one at each step."""

@@ -12,12 +12,11 @@ import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.distributed as dist
-from torch import Tensor
-from torch.distributed.rendezvous import rendezvous
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 _PATIENCE = timedelta(days=7)
 """How long a process waits for another, which may be setting up from a large corpus."""
@@ -52,6 +51,9 @@ class Processes:
         """
         if not started_together():
             return ALONE
+        import torch
+        import torch.distributed as dist
+
         # Imported after the group is made, as torch's optimizers import it, it would keep the group: threads
         # outlive destroy_process_group then, and may abort a process that is ending.
         importlib.import_module("torch.distributed.nn.functional")
@@ -81,6 +83,8 @@ class Processes:
         A model has few and large tensors: copying them into one would take longer than it saves.
         """
         if self.count > 1:
+            import torch.distributed as dist
+
             with _together():
                 for work in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
                     work.wait()
@@ -89,6 +93,9 @@ class Processes:
         """Whether each flag is set in one of the processes at least."""
         if self.count == 1:
             return list(flags)
+        import torch
+        import torch.distributed as dist
+
         highest = torch.tensor(flags, dtype=torch.uint8)
         with _together():
             dist.all_reduce(highest, dist.ReduceOp.MAX)
@@ -98,6 +105,9 @@ class Processes:
         """The numbers of the first process; the others wait for it."""
         if self.count == 1:
             return list(numbers)
+        import torch
+        import torch.distributed as dist
+
         given = torch.tensor(numbers, dtype=torch.float64)
         with _together():
             dist.broadcast(given, src=0)
@@ -107,6 +117,9 @@ class Processes:
         """The tensors, of one shape, of all processes in their order."""
         if self.count == 1:
             return [tensor]
+        import torch
+        import torch.distributed as dist
+
         gathered = [
             torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(self.count)
         ]
@@ -122,6 +135,8 @@ class Processes:
     def leave(self) -> None:
         """Wait for all others, and leave the group."""
         if self.count > 1:
+            import torch.distributed as dist
+
             self.any(False)
             dist.destroy_process_group()
 
@@ -131,7 +146,7 @@ ALONE = Processes()
 
 def started_together() -> bool:
     """Whether torchrun has started this process, and others with it."""
-    return dist.is_torchelastic_launched() and os.environ["WORLD_SIZE"] != "1"
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ["WORLD_SIZE"] != "1"
 
 
 def is_first_to_fail() -> bool:
@@ -150,6 +165,8 @@ def is_first_to_fail() -> bool:
 @functools.cache
 def _store() -> Any:
     """torchrun's store, which stays when processes end."""
+    from torch.distributed.rendezvous import rendezvous
+
     store, _, _ = next(rendezvous("env://"))
     return store
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any
 
 from lm_runtime.commands import note
 from lm_runtime.scoring.score import perplexity
@@ -15,12 +13,19 @@ from lm_trainer.training.processes import Processes
 from lm_trainer.training.progress import Observer
 from lm_trainer.training.snapshot import Progress
 
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
 _NOTEBOOK_COLUMNS = 100
 
 
 def watching(trainer: ModelTrainer, processes: Processes) -> AbstractContextManager[Observer]:
-    """Show a run's progress, within; of several processes the first one does."""
-    return _RunBar(trainer) if processes.is_first else nullcontext(Observer())
+    """Show a run's progress, within; of several processes the first one does. A single step has no bar."""
+    if not processes.is_first:
+        return nullcontext(Observer())
+    if trainer.total_steps == 1:
+        return nullcontext(Observer(epoch=lambda record: note(_in_words(record, trainer.epochs))))
+    return _RunBar(trainer)
 
 
 def bar(**options: Any) -> tqdm[Any]:
@@ -28,6 +33,8 @@ def bar(**options: Any) -> tqdm[Any]:
 
     A notebook shows what a terminal does, but for its width.
     """
+    from tqdm import tqdm
+
     notebook = _is_notebook()
     live = sys.stderr.isatty() or notebook
     return tqdm(
@@ -75,13 +82,17 @@ class _RunBar:
         self._bar.set_postfix_str(f"loss {loss:.3f}, perplexity {perplexity(loss):.1f}", refresh=False)
 
     def _epoch(self, record: dict[str, Any]) -> None:
-        self._bar.write(
-            f"epoch {record['epoch']}/{self._epochs}: "
-            + (f"train perplexity {record['train_perplexity']:.2f}, " if "train_perplexity" in record else "")
-            + f"valid {record['valid_perplexity']:.2f}{' (best)' if record['best'] else ''}, "
-            f"{record['seconds']:.0f} s",
-            file=self._bar.fp,
-        )
+        self._bar.write(_in_words(record, self._epochs), file=self._bar.fp)
+
+
+def _in_words(record: dict[str, Any], epochs: int) -> str:
+    """An epoch's metrics."""
+    trained = f"train perplexity {record['train_perplexity']:.2f}, " if "train_perplexity" in record else ""
+    best = " (best)" if record["best"] else ""
+    return (
+        f"epoch {record['epoch']}/{epochs}: {trained}valid {record['valid_perplexity']:.2f}{best}, "
+        f"{record['seconds']:.0f} s"
+    )
 
 
 class _Lines:
