@@ -160,10 +160,11 @@ def main() -> None:
                 check(folder, count)
                 tokens = tokens or (tokens_of(folder) if count == options.documents else 0)
         (start, start_used), (seconds, used) = figures
-        net, net_used = max(seconds - start, 1e-9), max(used - start_used, 1e-9)
+        net, net_used = max(seconds - start, 1e-9), used - start_used
+        by_processor = f"{tokens / net_used:,.0f}" if net_used > 0 else "-"
         print(
             f"{name:<18} {start:6.1f} s {options.documents / net:12,.0f} {tokens / net:10,.0f} "
-            f"{tokens / net_used:30,.0f}",
+            f"{by_processor:>30}",
             flush=True,
         )
 
