@@ -250,8 +250,7 @@ def _check_search(picture: Path, recipe: Preset) -> None:
 def _of_preset(recipe: Preset, run: RunSettings) -> dict[str, Any]:
     """What a preset that is given with ``--resume`` says about the run."""
     own = recipe.settings if run.init is None else dataclasses.asdict(recipe.training)
-    free = {*_FREE_WHEN_RESUMING, *(["shuffle"] if own.get("shuffle") is None else [])}
-    return {name: value for name, value in own.items() if name not in free}
+    return {name: value for name, value in own.items() if name not in _FREE_WHEN_RESUMING}
 
 
 def _tuning(preset: Preset, given: dict[str, Any]) -> dict[str, Any]:

@@ -98,6 +98,8 @@ def _check_given(given: dict[str, Any], own: dict[str, Any], model_type: str) ->
     for name, value in given.items():
         if name not in own:
             raise ValueError(f"{name} does not apply to {model_type}: it is estimated in one pass")
+        if name == "shuffle" and value is None:  # a preset leaves it to the corpus
+            continue
         same = _spellings(value) if name in _PATHS else {value}
         if name not in _LENGTH and own[name] not in same:
             raise ValueError(
