@@ -30,6 +30,7 @@ demo: $(TRAIN_READY) $(RUNTIME_READY)
 	@.venv/bin/python -c "import json; s = json.load(open('artifacts/run/summary.json')); \
 	  print('valid perplexity {:.1f}; uniform {uniform:.1f}, unigram {unigram:.1f}'.format(s['valid']['perplexity'], **s['baselines']))"
 	@cat artifacts/demo.txt
+	@echo 'to try it in a browser: .venv/bin/lm-serve'
 
 test: $(DEV_READY) $(RUNTIME_READY) $(if $(shell command -v npm),$(JS_READY)) lint
 	.venv/bin/python -m pytest
@@ -62,7 +63,7 @@ $(JS_READY): runtime/js/package-lock.json
 
 $(TRAIN_READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	.venv/bin/python $(PIP) --editable '.[train]'
+	.venv/bin/python $(PIP) --editable '.[train,serve]'
 	@touch $@
 
 $(DEV_READY): $(TRAIN_READY)

@@ -71,10 +71,13 @@ class Server:
 
 
 @contextmanager
-def serving(*arguments: object, bundles: tuple[Path, ...] = (FIXTURE,)) -> Iterator[Server]:
+def serving(
+    *arguments: object, bundles: tuple[Path, ...] = (FIXTURE,), threads: int | None = 1
+) -> Iterator[Server]:
     """A server at a free port, with more arguments."""
     command = [str(Path(sys.executable).parent / "lm-serve"), *map(str, bundles), "--port", "0"]
-    command += ["--threads", "1", *map(str, arguments)]
+    command += [] if threads is None else ["--threads", str(threads)]
+    command += map(str, arguments)
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         with log.open("w") as file:

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import importlib
 import os
-from typing import TYPE_CHECKING, Any
 
 # onnxruntime reads it as it is imported, which nothing here does before this line.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
+TYPE_CHECKING = False  # the import of typing takes longer than all else before Ctrl-C is handled
 if TYPE_CHECKING:
+    from typing import Any
+
     from lm_runtime.files import UnusableFileError
     from lm_runtime.generation.beam import BeamHypothesis, beam_search
     from lm_runtime.generation.complete import Completion, Request, complete

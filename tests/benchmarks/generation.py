@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +200,7 @@ def process(arguments: list[Any]) -> tuple[float, float]:
     return time.perf_counter() - begun, usage.ru_maxrss * 1024
 
 
-def make_models(folder: Path) -> dict[str, tuple[Path, Path]]:
+def make_models(folder: Path, names: Sequence[str] = ("words", "characters")) -> dict[str, tuple[Path, Path]]:
     """Models of the tutorial's size and of a character model's, trained for seconds on random text."""
     binaries, draw = Path(sys.executable).parent, random.Random(0)
     words = [f"w{number}" for number in range(9998)]
@@ -216,7 +216,8 @@ def make_models(folder: Path) -> dict[str, tuple[Path, Path]]:
         "characters": "--tokenizer char --embedding-dim 256 --hidden-size 256 --layers 2",
     }
     models = {}
-    for name, recipe in recipes.items():
+    for name in names:
+        recipe = recipes[name]
         run, bundle = folder / name, folder / f"{name}-bundle"
         train = [binaries / "lm-train", folder / f"{name}.txt", "--out", run, "--no-tied", "--epochs", "1"]
         export = [binaries / "lm-export", run, "--out", bundle, "--quantize", "int8"]

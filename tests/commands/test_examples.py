@@ -50,6 +50,7 @@ _COMMANDS = {
 _PAGES = [
     *[path for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md") if path.exists()],
     *sorted(path for path in ROOT.glob("*/README.md") if path.parent.name != "tests"),
+    ROOT / "runtime/SERVER.md",
     ROOT / "tests/fixtures/tiny_bundle/README.md",
 ]
 _RUN = ("", "sh", "bash", "console")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import lm_runtime
-from conftest import FIXTURE, TINY, Invoke, one_line, run_command
+from conftest import FIXTURE, ROOT, TINY, Invoke, one_line, run_command
 from lm_runtime.commands.score import main as lm_score
 from lm_runtime.generation.generate import generate_samples
 from lm_runtime.generation.session import Session
@@ -143,10 +143,17 @@ def test_bad_pairs_are_one_line(invoke: Invoke, small_bundle: Path) -> None:
         (["--weight", 0.5], 2, "--with takes a second bundle"),
         (["--with", FIXTURE, "--weight", 0.5, "--fit", text], 2, "--with takes a second bundle"),
         (["--with", FIXTURE, "--weight", 1], 2, "weight must be above 0 and below 1, got 1.0"),
-        (["--with", small_bundle, "--weight", 0.5], 2, "do not have the same tokenizer"),
+        (["--with", small_bundle, "--weight", 0.5], 2, "do not have the same tokens"),
         (["--with", "nowhere", "--weight", 0.5], 1, "nowhere: no such bundle"),
         (["--with", FIXTURE, "--fit", "nowhere.txt"], 1, "nowhere.txt: no such file"),
     ):
         code, out, err = invoke(lm_score, FIXTURE, text, *options)
         assert (code, out) == (status, "")
         assert message in one_line(err)
+
+
+def test_a_bundle_of_format_1_mixes_with_its_vocabulary_of_today(lstm: OnnxModel) -> None:
+    old = lm_runtime.load(ROOT / "tests/fixtures/format1_bundle", provider="cpu")
+    assert old.tokenizer.json_text != lstm.tokenizer.json_text
+    assert old.tokenizer.tokens == lstm.tokenizer.tokens
+    assert InterpolatedModel(old, lstm, 0.5).weight == 0.5

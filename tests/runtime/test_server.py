@@ -138,8 +138,8 @@ def test_a_costly_regular_expression_costs_its_own_request() -> None:
 
 
 def test_it_ends_when_its_texts_have_ended() -> None:
-    tokens = 60_000
-    with serving("--max-text", ENDLESS) as server:
+    tokens = 20_000
+    with serving("--max-text", ENDLESS, "--grace", 600) as server:
         stream = Stream(server, max_tokens=tokens, temperature=0, stream_options={"include_usage": True})
         events = iter(stream)
         next(events)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -86,8 +87,8 @@ def evaluated(server: Server, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 def test_a_text_has_the_perplexity_that_lm_score_says(evaluated: dict[str, Any], tmp_path: Path) -> None:
     scored = json.loads(run_command("lm-score", FIXTURE, TINY / "valid.txt", "--json", cwd=tmp_path).stdout)
-    found = evaluated["results"]["rolling"]
-    assert found["bits_per_byte,none"] == pytest.approx(scored["bits_per_byte"], rel=RELATIVE)
+    expected = -scored["log_probability"] / math.log(2) / len(VALID.encode())
+    assert evaluated["results"]["rolling"]["bits_per_byte,none"] == pytest.approx(expected, rel=RELATIVE)
 
 
 def test_continuations_have_the_log_probabilities_of_the_runtime(evaluated: dict[str, Any]) -> None:

@@ -9,9 +9,11 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # the import of typing takes longer than all else before Ctrl-C is handled
 if TYPE_CHECKING:
+    from typing import Any
+
     from lm_trainer.reports.comparison import Comparison, compare
     from lm_trainer.runs import Run, train
 

@@ -267,6 +267,7 @@ def _print_file(
 ) -> None:
     from lm_runtime.commands.report import score_to_page
     from lm_runtime.scoring.score import score_fragments
+    from lm_runtime.wire import score_record
 
     names = [json.dumps(token, ensure_ascii=False) for token in model.tokenizer.tokens] if per_token else []
 
@@ -282,7 +283,7 @@ def _print_file(
         result = score_to_page(model, fragments, name, page, title)
     texts.skipped.conclude()
     if as_json:
-        click.echo(json.dumps(_record(result) | facts))
+        click.echo(json.dumps(score_record(result) | facts))
     elif per_token:
         note(_sentence(result))
     else:
@@ -292,6 +293,7 @@ def _print_file(
 def _print_lines(model: StepModel, texts: Texts, *, as_json: bool) -> None:
     from lm_runtime.scoring.score import Score, text_lines
     from lm_runtime.scoring.texts import score_texts
+    from lm_runtime.wire import score_record
 
     lines = text_lines(texts.fragments(), texts.name)
     total = Score(0.0, 0, 0, 0, 0)
@@ -299,7 +301,7 @@ def _print_lines(model: StepModel, texts: Texts, *, as_json: bool) -> None:
     for line, score in zip(shown, score_texts(model, scored), strict=True):
         total += score
         if as_json:
-            _print_record(_record(score) | {"text": line})
+            _print_record(score_record(score) | {"text": line})
         else:
             numbers = f"{score.log_probability:.6f}\t{score.tokens}\t{score.perplexity:.4f}"
             click.echo(f"{numbers}\t{line}".encode())
@@ -318,19 +320,6 @@ def _watched(items: Iterable[str], size: int) -> Iterator[str]:
         progress.show(done)
         done += len(item.encode()) + 1
         yield item
-
-
-def _record(score: Score) -> dict[str, float | None]:
-    return {
-        "perplexity": score.perplexity,
-        "log_probability": score.log_probability,
-        "tokens": score.tokens,
-        "unknown": score.unknown,
-        "bits_per_byte": score.bits_per_byte,
-        "perplexity_per_word": score.perplexity_per_word,
-        "bytes": score.bytes,
-        "words": score.words,
-    }
 
 
 def _sentence(score: Score) -> str:

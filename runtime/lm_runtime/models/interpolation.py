@@ -165,8 +165,15 @@ def likeliest_weight(odds: NDArray[np.float64]) -> float:
 
 
 def _require_one_vocabulary(first: StepModel, second: StepModel) -> None:
-    if first.tokenizer.json_text != second.tokenizer.json_text:
-        raise ValueError("the two models do not have the same tokenizer, so their probabilities do not mix")
+    one, other = first.tokenizer, second.tokenizer
+    # By its tokens: a bundle of format 1 writes the same vocabulary in another way.
+    if (one.kind, one.tokens, one.eos_id, one.unk_id) != (
+        other.kind,
+        other.tokens,
+        other.eos_id,
+        other.unk_id,
+    ):
+        raise ValueError("the two models do not have the same tokens, so their probabilities do not mix")
 
 
 def _mix(ours: NDArray[np.float32], theirs: NDArray[np.float32], weight: float) -> NDArray[np.float32]:

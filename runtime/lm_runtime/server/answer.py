@@ -31,9 +31,9 @@ from lm_runtime.server.served import Served
 from lm_runtime.server.service import Service
 from lm_runtime.server.wanted import FIELDS, Wanted, wanted_of
 
-_CHUNKS_A_SECOND = 1000
+_CHUNKS_A_SECOND = 400
 """Of all streams together: each has what came since its last chunk, so more streams make longer chunks."""
-_LONGEST_PAUSE = 0.1
+_LONGEST_PAUSE = 0.2
 
 
 class Completions:

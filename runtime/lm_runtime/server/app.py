@@ -37,7 +37,7 @@ from lm_runtime.server.served import Served
 from lm_runtime.server.service import Service
 from lm_runtime.wire import Record
 
-_INLINE = re.compile(rb"<(script|style)>(.*?)</\1>", re.DOTALL)
+_INLINE = re.compile(rb"<(script|style)[^>]*>(.*?)</\1>", re.DOTALL)
 
 
 def make_app(service: Service) -> Starlette:
