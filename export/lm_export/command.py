@@ -21,7 +21,7 @@ Examples:
   lm-export my-run --out my-bundle --only int8  a quarter of the size
   lm-export my-run/last.pt --out my-bundle --force
   lm-export my-ngrams --out my-bundle --format arpa
-  lm-export my-run --out my-bundle --format sherpa --tokens my-recognizer/tokens.txt
+  lm-export my-asr-run --out my-bundle --format sherpa --tokens my-recognizer/tokens.txt
 """
 
 

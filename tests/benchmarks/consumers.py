@@ -171,8 +171,8 @@ def rolling(bundle: Path) -> str:
     text = (TINY / "valid.txt").read_text(encoding="utf-8")
     (found,) = StepLM(str(bundle), device="cpu").loglikelihood_rolling([types.SimpleNamespace(args=(text,))])
     own = lm_runtime.score_file(lm_runtime.load(bundle, provider="cpu"), TINY / "valid.txt")
-    bits = -found / np.log(2) / len(text.encode())
-    return f"{abs(bits - own.bits_per_byte):.1e} in bits per byte, rolling"
+    bits = abs(found - own.log_probability) / np.log(2) / len(text.encode())
+    return f"{bits:.1e} in bits per byte, rolling"
 
 
 if __name__ == "__main__":

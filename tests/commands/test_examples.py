@@ -30,6 +30,7 @@ from pathlib import Path
 
 import click
 import pytest
+import sentencepiece
 
 from conftest import ROOT, TINY
 
@@ -187,6 +188,14 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run("lm-train", "my-text.txt", "--out", "my-ngrams", *counted)
     run("lm-export", "my-ngrams", "--out", "my-ngram")
     run("lm-generate", "my-bundle", "--prompt", "Once", "--max-tokens", "5", "--save-state", "tale.npz")
+    units = folder / "my-recognizer"
+    units.mkdir()
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(TINY / "train.txt"), model_prefix=str(units / "bpe"), vocab_size=150, minloglevel=2
+    )
+    run("lm-train", "my-text.txt", "--out", "my-asr-run", "--tokenizer", str(units / "bpe.model"), *sizes[2:])
+    run("lm-export", "my-asr-run", "--out", "my-asr-bundle")
+    shutil.copy(folder / "my-asr-bundle/tokens.txt", units / "tokens.txt")
     for name in ("artifacts/run", "ptb-run"):
         shutil.copytree(folder / "my-run", folder / name)
     for name in ("artifacts/bundle", "ptb-bundle"):

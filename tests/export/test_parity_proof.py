@@ -11,7 +11,7 @@ import torch
 
 import lm_runtime
 from conftest import Invoke
-from lm_export import bundle_writer, parity
+from lm_export import graph, parity
 from lm_export.command import main
 from lm_trainer.networks.base import LanguageModel, TorchStepModel
 from lm_trainer.run.checkpoint import load_checkpoint, restore_model
@@ -27,11 +27,13 @@ def test_a_proof_that_fails_writes_no_bundle(
     invoke: Invoke, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The smallest wrong thing: one row of one gate is off by a hundredth."""
-    trace = bundle_writer.make_step_graph
+    trace = graph.make_step_graph
     monkeypatch.setattr(
-        bundle_writer,
+        graph,
         "make_step_graph",
-        lambda model, config: trace(wrong_gates(restore_model(load_checkpoint(small_run))[0]), config),
+        lambda model, config, **options: trace(
+            wrong_gates(restore_model(load_checkpoint(small_run))[0]), config, **options
+        ),
     )
     code, out, err = invoke(main, small_run, "--out", "bundle")
     assert (code, out) == (1, "")

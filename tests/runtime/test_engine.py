@@ -20,7 +20,7 @@ from conftest import FIXTURE
 from lm_runtime.generation.complete import Request, complete
 from lm_runtime.generation.engine import Engine
 from lm_runtime.generation.generate import generate_batch
-from lm_runtime.generation.rows import Piece
+from lm_runtime.generation.rows import Piece, most_probable
 from lm_runtime.generation.session import Session
 from lm_runtime.models.onnx import OnnxModel
 from lm_runtime.models.protocol import PlainStepper, State
@@ -382,3 +382,13 @@ def test_what_is_printed_of_a_value_fits_a_line(model: OnnxModel) -> None:
     for value in (params, completion, completion.pieces[0], Request("the " * 500, SamplingParams(top_k=3))):
         assert len(repr(value)) < 400
         assert "\n" not in repr(value)
+
+
+def test_the_most_probable_are_those_of_a_whole_sort() -> None:
+    """Equal values, where partitions differ from sorts, go by their ids."""
+    source = np.random.default_rng(0)
+    for size in (1, 7, 300):
+        values = np.round(source.normal(size=size), 1)
+        for k in (0, 1, size // 2, size):
+            expected = np.argsort(-values, kind="stable")[:k].tolist()
+            assert most_probable(values, k) == expected

@@ -169,6 +169,20 @@ def test_its_patience_ends_too(grace: float, signals: int) -> None:
         stream.leave()
 
 
+def test_texts_are_logged_only_if_asked() -> None:
+    body = {"prompt": "the lamp", "temperature": 0, "max_tokens": 3}
+    for arguments in ((), ("--log-texts",)):
+        with serving(*arguments) as server:
+            text = server.ask("/v1/completions", body)[2]["choices"][0]["text"]
+            assert server.stop() == 0
+            (line,) = [line for line in server.log() if line["path"] == "/v1/completions"]
+        if arguments:
+            assert (line["prompt"], line["texts"]) == ("the lamp", [text])
+        else:
+            assert "lamp" not in str(line)
+            assert text not in str(line)
+
+
 def test_keys_open_it(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("first-key-1234567890\nsecond-key-123456789\n")

@@ -63,10 +63,13 @@ def test_a_text_is_that_of_lm_generate_by_the_seed(client: openai.OpenAI, model:
         assert found.usage.total_tokens == 2 + tokens
 
 
-def test_without_a_seed_texts_differ(client: openai.OpenAI) -> None:
-    texts = {
-        client.completions.create(model=NAME, prompt="the", temperature=1).choices[0].text for _ in "abc"
-    }
+def test_without_a_seed_texts_differ_and_tell_theirs(client: openai.OpenAI, model: OnnxModel) -> None:
+    texts = set()
+    for _ in range(3):
+        found = client.completions.create(model=NAME, prompt="the", temperature=1)
+        seed: Any = (found.model_extra or {})["seed"]
+        texts.add(found.choices[0].text)
+        assert found.choices[0].text == alone(model, "the", temperature=1, seed=seed)
     assert len(texts) == 3
 
 

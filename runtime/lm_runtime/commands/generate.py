@@ -32,7 +32,7 @@ Examples:
   lm-generate my-bundle --prompt "Once upon" --beams 4
   lm-generate my-bundle --temperatures 0.5,0.8,1.1 --seed 1
   lm-generate my-bundle --samples 5 --unique --not-in my-text.txt    five new lines
-  lm-generate my-bundle --with my-ngrams --weight 0.3
+  lm-generate my-bundle --with my-ngram --weight 0.3
   lm-generate my-bundle --regex '[A-Z][a-z]+ [A-Z][a-z]+'
   lm-generate my-bundle --prompt "Once upon" --save-state tale.npz
   lm-generate my-bundle --load-state tale.npz     the same text, bit for bit, from there on

@@ -14,7 +14,7 @@ from lm_runtime.sampling.sampler import NotFiniteError
 from lm_runtime.server.completions import Choice, failure_of, usage_of
 from lm_runtime.server.errors import ApiError
 from lm_runtime.server.lane import Batch, Text
-from lm_runtime.server.prompts import ReadPrompt, read_prompts, texts_of
+from lm_runtime.server.prompts import ReadPrompt, read_prompts, seed_of, texts_of
 from lm_runtime.server.replies import (
     DONE,
     end_stream,
@@ -97,8 +97,13 @@ class _Answer:
             )
         except NotFiniteError as error:
             raise not_finite(wanted.state) from error
-        texts = list(texts_of(prompts, wanted))
-        names = served.token_names if wanted.params.logprobs is not None else []
+        seed = seed_of(wanted)
+        if seed is not None:
+            self._head["seed"] = seed
+        texts = list(texts_of(prompts, wanted, seed))
+        # The first time, a large vocabulary takes a second.
+        named = wanted.params.logprobs is not None
+        names = await served.work(lambda: served.token_names) if named else []
         choices = [
             Choice(index, text, prompts[index // wanted.n], wanted, model, names, states)
             for index, text in enumerate(texts)

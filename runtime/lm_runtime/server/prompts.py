@@ -126,9 +126,13 @@ def _top(values: NDArray[np.float64], k: int) -> list[tuple[int, float]]:
     return [(token, float(values[token])) for token in most_probable(values, k)]
 
 
-def texts_of(prompts: Sequence[ReadPrompt], wanted: Wanted) -> Iterator[Text]:
+def seed_of(wanted: Wanted) -> int | None:
+    """The seed of a request's texts, drawn if it has none; None where a state brings its generator."""
+    return secrets.randbelow(1 << 32) if wanted.seed is None and wanted.state is None else wanted.seed
+
+
+def texts_of(prompts: Sequence[ReadPrompt], wanted: Wanted, seed: int | None) -> Iterator[Text]:
     """The texts of a request, in the order of its choices: prompt by prompt."""
-    seed = secrets.randbelow(1 << 32) if wanted.seed is None and wanted.state is None else wanted.seed
     for prompt in prompts:
         for index in range(wanted.n):
             # A state without a seed brings its own generator.
