@@ -2,7 +2,7 @@
  * A model in a worker, so that a page never stalls.
  *
  * `const model = await RemoteModel.load(new Worker(url, { type: "module" }), "bundle/")`, where the worker's script
- * is `steplm/worker`.
+ * imports `steplm/worker`.
  */
 import { Channel, streamed } from "./channel.js";
 import { Score } from "./score.js";
