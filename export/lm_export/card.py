@@ -73,8 +73,14 @@ def _trained(training: dict[str, Any]) -> str:
         return f"Read from `{training['corpus']}`, an ARPA file; how it was estimated is not known."
     return (
         f"Corpus `{training['corpus']}`: {training['train_tokens']:,} tokens; {training['epoch']} epochs, "
-        f"{training['seconds']:.0f} s.\n{_valid(training['valid'])}"
+        f"{training['seconds']:.0f} s.{_order(training)}\n{_valid(training['valid'])}"
     )
+
+
+def _order(training: dict[str, Any]) -> str:
+    """What was put in a new order in each epoch."""
+    order = training["recipe"].get("shuffle")
+    return f" Each {order} stood at another place in each epoch." if order in ("line", "document") else ""
 
 
 def _kind(config: BundleConfig) -> str:

@@ -157,9 +157,9 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 @contextlib.contextmanager
-def temporary_folder(prefix: str) -> Iterator[Path]:
-    """A folder among the system's temporary ones, of a name that begins with ``prefix``; it is removed."""
-    folder = Path(tempfile.mkdtemp(prefix=prefix))
+def temporary_folder(prefix: str, within: Path | None = None) -> Iterator[Path]:
+    """A folder of a name that begins with ``prefix``, among the system's or ``within``; it is removed."""
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=within))
     try:
         with _open(folder):
             yield folder

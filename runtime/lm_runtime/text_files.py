@@ -1,4 +1,9 @@
-"""Text files: lines in bounded memory, from files, pipes and standard input. Knows nothing about tokens."""
+"""Text files: lines in bounded memory, from files, pipes and standard input. Knows nothing about tokens.
+
+What is a line is said here for training, scoring and generation: ``LF`` and ``CRLF`` end one, nothing else
+does. U+2028, U+2029, U+0085, vertical tab and form feed are white space within a line, a ``CR`` alone is a
+character, a byte order mark is dropped where the text begins, and NUL or half a surrogate pair is no text.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +16,10 @@ from pathlib import Path
 from typing import IO
 
 from lm_runtime.files import UnusableFileError, open_regular
+from lm_runtime.texts.packed import is_packed, unpacked
+
+Fragments = Iterator[tuple[str, bool]]
+"""Lines, or parts of long ones, each with whether it ends its line."""
 
 STANDARD_INPUT = Path("/dev/stdin")
 """What ``-`` stands for; it is read from where it stands, not opened anew."""
@@ -50,16 +59,23 @@ def read_lines(path: Path) -> Iterator[str]:
     Raises:
         UnusableFileError: as :func:`read_fragments`.
     """
+    return whole_lines(read_fragments(path))
+
+
+def whole_lines(fragments: Fragments) -> Iterator[str]:
+    """The lines of ``fragments``, each of them whole."""
     parts: list[str] = []
-    for text, ends in read_fragments(path):
+    for text, ends in fragments:
         parts.append(text)
         if ends:
             yield "".join(parts)
             parts.clear()
 
 
-def read_fragments(path: Path, start: int = 0, end: int | None = None) -> Iterator[tuple[str, bool]]:
+def read_fragments(path: Path, start: int = 0, end: int | None = None) -> Fragments:
     """The lines of a UTF-8 text, or of its bytes from ``start`` to ``end``, in bounded memory.
+
+    A file whose name ends in ``.gz``, ``.bz2``, ``.xz`` or ``.zst`` is unpacked; offsets are in its text.
 
     Yields ``(text, ends)``: a line without its line break and True; a line longer than 64 KiB comes
     in several fragments, of which only the last has True. A long line is cut between a word and the
@@ -85,16 +101,20 @@ def read_fragments(path: Path, start: int = 0, end: int | None = None) -> Iterat
         yield from _cut(rest.removesuffix("\r"))
 
 
+def split_fragments(text: str) -> Fragments:
+    """The lines of a text in memory, as :func:`read_fragments`; an empty text is an empty line."""
+    for line in text.removeprefix("\ufeff").removesuffix("\n").split("\n"):
+        yield from _cut(line.removesuffix("\r"))
+
+
 def _decoded(path: Path, start: int, end: int | None) -> Iterator[str]:
     """The characters between two byte offsets, about a megabyte at a time."""
     offset = start  # of the first byte of ``undecoded``
     undecoded = b""
-    for block in _blocks(path, start, end):
+    for block, _ in read_blocks(path, start, end):
         data = undecoded + block
         if offset == 0:
-            for beginning, problem in _NOT_TEXT.items():
-                if data.startswith(beginning) and len(data) > len(beginning):
-                    raise UnusableFileError(path, problem)
+            check_beginning(path, data)
         if (nul := data.find(0)) >= 0:
             raise UnusableFileError(path, f"not a text file: byte {offset + nul} is NUL")
         try:
@@ -110,8 +130,26 @@ def _decoded(path: Path, start: int, end: int | None) -> Iterator[str]:
         raise _not_utf8(path, offset, undecoded[0])
 
 
-def _blocks(path: Path, start: int, end: int | None) -> Iterator[bytes]:
-    """The bytes between two offsets, at most a megabyte at a time."""
+def check_beginning(path: Path, data: bytes) -> None:
+    """Check that the first bytes of a file may be a text's.
+
+    Raises:
+        UnusableFileError: they are those of another kind of file.
+    """
+    for beginning, problem in _NOT_TEXT.items():
+        if data.startswith(beginning) and len(data) > len(beginning):
+            raise UnusableFileError(path, problem)
+
+
+def read_blocks(path: Path, start: int = 0, end: int | None = None) -> Iterator[tuple[bytes, int]]:
+    """The bytes between two offsets, at most a megabyte at a time, and how many of the file's are read then.
+
+    Raises:
+        UnusableFileError: the file is missing, not regular, or cannot be unpacked.
+    """
+    if is_packed(path):
+        yield from _between(unpacked(path), start, end)
+        return
     try:
         with _open_text(path, whole=start == 0 and end is None) as file:
             if start:
@@ -125,11 +163,23 @@ def _blocks(path: Path, start: int, end: int | None) -> Iterator[bytes]:
                 if not block:
                     return
                 position += len(block)
-                yield block
+                yield block, position
     except FileNotFoundError:
         raise UnusableFileError(path, "no such file") from None
     except IsADirectoryError:  # of a descriptor
         raise UnusableFileError(path, "a folder, where a text file is needed") from None
+
+
+def _between(blocks: Iterator[tuple[bytes, int]], start: int, end: int | None) -> Iterator[tuple[bytes, int]]:
+    """The part of ``blocks`` between two offsets."""
+    at = 0
+    for block, position in blocks:
+        part = block[max(start - at, 0) : None if end is None else max(end - at, 0)]
+        at += len(block)
+        if part:
+            yield part, position
+        if end is not None and at >= end:
+            return
 
 
 def _open_text(path: Path, *, whole: bool) -> IO[bytes]:

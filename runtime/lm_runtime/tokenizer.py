@@ -180,14 +180,16 @@ class Tokenizer:
         if batch:
             yield self._encode_batch(batch)
 
-    def _encode_batch(self, batch: Sequence[tuple[str, bool]]) -> NDArray[np.int64]:
-        lines = self.encode_lines([text for text, _ in batch])
-        ids: list[int] = []
-        for (_, ends), line in zip(batch, lines, strict=True):
-            ids.extend(line)
+    def encode_each(self, fragments: Sequence[tuple[str, bool]]) -> list[list[int]]:
+        """The ids of each of ``(text, ends)`` fragments, with ``<eos>`` after one that ends its line."""
+        ids = self.encode_lines([text for text, _ in fragments])
+        for (_, ends), own in zip(fragments, ids, strict=True):
             if ends:
-                ids.append(self.eos_id)
-        return np.array(ids, dtype=np.int64)
+                own.append(self.eos_id)
+        return ids
+
+    def _encode_batch(self, batch: Sequence[tuple[str, bool]]) -> NDArray[np.int64]:
+        return np.array([token for own in self.encode_each(batch) for token in own], dtype=np.int64)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ``ids``, taken to begin at the start of a line."""

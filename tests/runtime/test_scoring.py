@@ -330,9 +330,12 @@ def test_a_perplexity_a_word_is_left_out_where_a_text_has_no_words(
         (score, "perplexity 7.3891 a token; "),
         (far_off, "perplexity 1.0142e+304 a token; "),
     ):
-        monkeypatch.setattr(scoring, "score_file", lambda *_, result=result, **__: result)
-        assert invoke(lm_score, FIXTURE, "x")[1].startswith(printed)
-        assert json.loads(invoke(lm_score, FIXTURE, "x", "--json")[1])["perplexity_per_word"] is None
+        monkeypatch.setattr(scoring, "score_fragments", lambda *_, result=result, **__: result)
+        assert invoke(lm_score, FIXTURE, TINY / "valid.txt")[1].startswith(printed)
+        assert (
+            json.loads(invoke(lm_score, FIXTURE, TINY / "valid.txt", "--json")[1])["perplexity_per_word"]
+            is None
+        )
 
 
 @pytest.mark.parametrize(

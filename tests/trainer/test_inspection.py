@@ -84,13 +84,13 @@ def test_a_corpus_that_may_not_be_read_is_not_called_damaged(
 def test_ends_that_stand_there_already_and_json_lines_are_said(invoke: Invoke, tmp_path: Path) -> None:
     (tmp_path / "ends.txt").write_text(TEXT.replace("\n", " <eos>\n"))
     lines = (json.dumps({"text": line}) for line in TEXT.splitlines())
-    (tmp_path / "texts.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    (tmp_path / "records.txt").write_text("".join(f"{line}\n" for line in lines))
     for name, note in (
         (
             "ends.txt",
             "note: the lines of ends.txt end in <eos>, which is text: each line's end is a token already",
         ),
-        ("texts.jsonl", "note: texts.jsonl looks like JSON Lines: its keys and quotes are learned as text"),
+        ("records.txt", "note: records.txt looks like JSON Lines: its keys and quotes are learned as text"),
     ):
         code, _, err = invoke(lm_train, name, *SMALL, "--epochs", 1, "--out", name.partition(".")[0])
         assert code == 0

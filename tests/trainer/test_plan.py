@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from lm_runtime.settings import settings_of
+from lm_runtime.texts.reading import ReadingOptions
 from lm_trainer.config import ModelConfig, TokenizerConfig, TrainingConfig, recipe_settings
 from lm_trainer.config_file import by_fields
 from lm_trainer.families import FAMILIES, Family
@@ -188,7 +189,8 @@ def test_every_setting_of_a_recipe_reaches_it(name: str) -> None:
 
 def test_settings_have_one_name_each() -> None:
     options = [entry.option for entry in ALL_SETTINGS.values()]
-    assert len(set(options)) == len(options) == len(recipe_settings()) + len(settings_of(RunSettings))
+    others = len(settings_of(RunSettings)) + len(settings_of(ReadingOptions))
+    assert len(set(options)) == len(options) == len(recipe_settings()) + others
     assert {
         entry.name: entry.option
         for entry in ALL_SETTINGS.values()

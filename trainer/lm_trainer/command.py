@@ -14,6 +14,7 @@ from lm_runtime.commands import Command, file_size, imports, note
 from lm_runtime.commands.options import option, settings_options
 from lm_runtime.files import require_place
 from lm_runtime.settings import Setting
+from lm_runtime.texts.reading import ReadingOptions
 from lm_trainer.config import ModelConfig, TokenizerConfig, TrainingConfig
 from lm_trainer.config_file import by_fields, read_settings
 from lm_trainer.families import FAMILIES
@@ -28,6 +29,7 @@ _EXAMPLES = """
 Examples:
   lm-train                                  Python's documentation, into artifacts/run
   lm-train my-text.txt --out my-run
+  lm-train news.jsonl.zst 'books/*.txt' --shuffle document --out my-texts
   lm-train my-folder --tokenizer word --hidden-size 512 --epochs 10 --out my-words
   lm-train my-text.txt --tokenizer words --lowercase --unwrap --out my-book
   lm-train ptb --preset tutorial --out ptb-run
@@ -73,7 +75,7 @@ def _default(entry: Setting) -> str:
 
 
 @click.command(cls=_TrainCommand, name="lm-train", epilog=_EXAMPLES)
-@click.argument("corpus", required=False)
+@click.argument("corpus", nargs=-1)
 @option(
     "--config",
     type=click.Path(path_type=Path),
@@ -84,7 +86,8 @@ def _default(entry: Setting) -> str:
 @settings_options(TokenizerConfig)
 @settings_options(ModelConfig)
 @settings_options(TrainingConfig)
-@settings_options(RunSettings, omit=("corpus",), defaults=_default)
+@settings_options(RunSettings, omit=("corpus", "also"), defaults=_default)
+@settings_options(ReadingOptions)
 @option(
     "--resume",
     is_flag=True,
@@ -109,17 +112,28 @@ def _default(entry: Setting) -> str:
 )
 @click.version_option(package_name="steplm")
 def main(
-    config: Path | None, resume: bool, force: bool, dry_run: bool, find_lr: Path | None, **options: Any
+    corpus: tuple[str, ...],
+    config: Path | None,
+    resume: bool,
+    force: bool,
+    dry_run: bool,
+    find_lr: Path | None,
+    **options: Any,
 ) -> None:
     """Train a language model on CORPUS.
 
     CORPUS is a folder with train.txt, valid.txt and perhaps test.txt; one text file; or a name: pydocs
-    (Python's manual and docstrings), ptb, wikitext-2, wikitext-103, tinyshakespeare, text8.
+    (Python's manual and docstrings), ptb, wikitext-2, wikitext-103, tinyshakespeare, text8. Or it is several
+    texts: files, folders and globs of .txt, .jsonl and .parquet, also packed (.gz, .zst, .xz, .bz2); - is
+    standard input. Of several, a share that is chosen by a hash of the text validates, unless --valid is
+    given.
 
     Ctrl-C ends the run with a checkpoint; --resume goes on from it, bit for bit on a CPU. The run's
     config.toml, given as --config, repeats it.
     """
-    given = {name: value for name, value in options.items() if value is not None}
+    given = {name: value for name, value in options.items() if value not in (None, ())}
+    if corpus:
+        given |= {"corpus": corpus[0], "also": corpus[1:]}
     in_file = {} if config is None else by_fields(read_settings(config), ALL_SETTINGS, config)
     call = Call(given, in_file, resume, force, dry_run, find_lr)
     try:

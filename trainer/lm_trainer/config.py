@@ -247,6 +247,14 @@ class TrainingConfig:
     clip_value: float = setting(
         0.0, help="Largest element of the gradient, 0 for any.", low=0, high=10**9, group=_OPTIMIZER
     )
+    shuffle: str | None = setting(
+        None,
+        help="What is put in a new order in each epoch: line, document (a record, or a file), or none.  "
+        "[default: document where the corpus is several, else none]",
+        choices=("none", "line", "document"),
+        group=_TRAINING,
+    )
+    """A run has one of them; None is what the corpus asks for."""
     precision: str = setting(
         "fp32",
         help="Of matrix products; weights and what is summed over steps stay in float32. bf16 where the "

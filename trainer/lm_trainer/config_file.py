@@ -64,7 +64,7 @@ def in_file(entry: Setting) -> str:
     return entry.option.replace("-", "_")
 
 
-def to_toml(settings: Mapping[str, str | bool | int | float | None]) -> str:
+def to_toml(settings: Mapping[str, Any]) -> str:
     """The text of a file of ``settings``, without those that are None."""
     return "".join(f"{name} = {_value(value)}\n" for name, value in settings.items() if value is not None)
 
@@ -76,7 +76,7 @@ def _float(value: int) -> float:
         return float("inf")
 
 
-def _value(value: str | bool | int | float) -> str:
+def _value(value: Any) -> str:
     """JSON, whose numbers and escapes TOML has too; but TOML wants DEL escaped, and writes ``inf``."""
     if isinstance(value, float):
         return repr(value)

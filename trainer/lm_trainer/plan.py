@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from lm_runtime.settings import check, setting, settings_of
+from lm_runtime.texts.reading import ReadingOptions
 from lm_trainer.config import MACHINE, VOCABULARY, ModelConfig, TokenizerConfig, recipe_settings
 from lm_trainer.families import FAMILIES
 from lm_trainer.presets import PRESETS, Preset
 
 RECIPE = "Recipe"
 _OUTPUT = "Output"
+_CORPUS = ("corpus", "also", "valid", "text_field", "on_error")
 _TUNING_RATE = 0.1
 """Of the preset's learning rate, for a network that is trained already."""
 _FREE_WHEN_RESUMING = ("precision", "epochs", "patience")
@@ -31,6 +33,13 @@ class RunSettings:
     """The settings of a run that are no part of its recipe."""
 
     corpus: str = setting("pydocs", help="The texts: a folder, a file or a name.", group=VOCABULARY)
+    also: tuple[str, ...] = setting((), help="More texts to train on.", group=VOCABULARY)
+    valid: tuple[str, ...] = setting(
+        (),
+        help="Text to validate on, as CORPUS, a glob in quotes; else a part of CORPUS.",
+        metavar="FILE",
+        group=VOCABULARY,
+    )
     preset: str = setting(
         "small", help="A recipe; the options below change it.", choices=PRESETS, group=RECIPE
     )
@@ -66,7 +75,7 @@ class RunSettings:
         check(self)
 
 
-ALL_SETTINGS = recipe_settings() | settings_of(RunSettings)
+ALL_SETTINGS = recipe_settings() | settings_of(RunSettings) | settings_of(ReadingOptions)
 """What may stand in a file of settings, by the fields' names."""
 
 
@@ -119,6 +128,8 @@ class Plan:
     """What to do."""
     run: RunSettings
     """The settings beside the recipe."""
+    reading: ReadingOptions
+    """How records are read, and what is damaged."""
     recipe: Preset
     """How a new run is made; ``run.init`` gives it another vocabulary and network."""
     held: Mapping[str, Any] = field(default_factory=dict)
@@ -166,6 +177,9 @@ def plan(call: Call, *, has_run: bool) -> Plan:
     _check_actions(call)
     given = call.given
     run = RunSettings(**{name: given.pop(name) for name in settings_of(RunSettings) if name in given})
+    reading = ReadingOptions(
+        **{name: given.pop(name) for name in settings_of(ReadingOptions) if name in given}
+    )
     preset, names_preset = PRESETS[run.preset], "preset" in call.given
     if run.init is not None:
         _check_init(given)
@@ -177,8 +191,9 @@ def plan(call: Call, *, has_run: bool) -> Plan:
         held = _of_preset(preset.with_options(whole), run) if names_preset else {}
         if "tokenizer" in given:  # whose vocabulary's size was another in earlier versions
             held.pop("vocab_size", None)
-        held |= given | {name: value for name, value in call.given.items() if name in ("corpus", "init")}
-        return Plan(Action.RESUME, run, preset, held=held)
+        named = (*_CORPUS, "init")
+        held |= given | {name: value for name, value in call.given.items() if name in named}
+        return Plan(Action.RESUME, run, reading, preset, held=held)
     recipe = preset.with_options(_tuning(preset, given) if run.init is not None else given)
     if run.tokens is not None and run.init is None and not recipe.tokenizer.is_file:
         raise CallError("--tokens checks a vocabulary that is given; add --tokenizer FILE or --init")
@@ -193,6 +208,7 @@ def plan(call: Call, *, has_run: bool) -> Plan:
     return Plan(
         Action.DRY_RUN if call.dry_run else Action.START if call.find_lr is None else Action.FIND_LR,
         run,
+        reading,
         recipe,
         picture=call.find_lr,
         replaces=call.force,

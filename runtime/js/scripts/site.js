@@ -61,7 +61,7 @@ async function site(bundle, out) {
 /** @param {string} folder */
 async function bundleScripts(folder) {
   await build({
-    entryPoints: { page: join(PACKAGE, "site/page.js"), worker: join(PACKAGE, "src/worker.js") },
+    entryPoints: { page: join(PACKAGE, "site/page.js"), worker: join(PACKAGE, "site/worker.js") },
     outdir: folder,
     bundle: true,
     format: "esm",

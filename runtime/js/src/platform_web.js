@@ -45,7 +45,7 @@ export function pause() {
 /**
  * Within a worker, what its messages come from and go to.
  *
- * @returns {import("./remote.js").Port}
+ * @returns {import("./channel.js").Port}
  */
 export function workerPort() {
   return /** @type {any} */ (globalThis);

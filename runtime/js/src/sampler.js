@@ -6,6 +6,7 @@
  * used are those of Python's sampler (runtime/FORMAT.md), so that a seed gives the same text.
  */
 import { NotFiniteError } from "./errors.js";
+import { exponentials } from "./exponential.js";
 import { FILTERS } from "./filters.js";
 
 const BLOCK = 128;
@@ -15,7 +16,7 @@ const COLDEST = 1e-6; // below, the scale would overflow; the best token has all
 const SMALLEST_SUM = 1e-10;
 const LARGEST_SUM = 1e30;
 const LARGEST_EXPONENT = 80; // above, a sum is larger than that
-const { exp, fround } = Math;
+const { fround } = Math;
 
 export class Sampler {
   /**
@@ -76,7 +77,7 @@ export class Sampler {
       for (let token = 0; token < logits.length; token++)
         if (logits[token] > highest) highest = logits[token];
     if (!this._filtersFirst && highest * scale <= LARGEST_EXPONENT) {
-      for (let token = 0; token < logits.length; token++) weights[token] = exp(fround(logits[token] * scale));
+      exponentials(logits, scale, 0, weights);
       if (banned !== null) weights[banned] = 0;
       this._sum();
       if (this._total > SMALLEST_SUM && this._total < LARGEST_SUM) return;
@@ -84,7 +85,7 @@ export class Sampler {
     /** @type {Float32Array} */
     let values = this._shifted(logits);
     if (this._filtersFirst) values = this._filtered(values);
-    for (let token = 0; token < values.length; token++) weights[token] = exp(values[token]);
+    exponentials(values, 1, 0, weights);
     this._sum();
   }
 
@@ -168,7 +169,7 @@ export class Sampler {
  */
 export function draw(logits, uniform) {
   const highest = logits.reduce((most, value) => Math.max(most, value), Number.NEGATIVE_INFINITY);
-  const weights = logits.map((logit) => exp(fround(logit - highest)));
+  const weights = logits.map((logit) => Math.exp(fround(logit - highest)));
   const target = uniform * weights.reduce((sum, weight) => sum + weight, 0);
   let sum = 0;
   let last = 0;

@@ -1,3 +1,5 @@
+import { exponentials } from "./exponential.js";
+
 /**
  * The logarithm of the sum of exponentials: taken from the logits, it makes them log-probabilities.
  *
@@ -6,8 +8,10 @@
 export function logNormalizer(logits) {
   let highest = Number.NEGATIVE_INFINITY;
   for (let token = 0; token < logits.length; token++) if (logits[token] > highest) highest = logits[token];
+  const weights = new Float64Array(logits.length);
+  exponentials(logits, 1, highest, weights);
   let sum = 0;
-  for (let token = 0; token < logits.length; token++) sum += Math.exp(logits[token] - highest);
+  for (let token = 0; token < weights.length; token++) sum += weights[token];
   return highest + Math.log(sum);
 }
 

@@ -49,8 +49,10 @@ export class StreamDecoder {
   push(token) {
     const { kind, eosId, tokenBytes } = this._tokenizer;
     if (kind === "other") return this._pushOther(token);
+    const whole = this._bytes.length ? undefined : this._tokenizer.wholeText(token);
     const space = kind === "word" && !this._lineStart && token !== eosId ? [32] : [];
     this._lineStart = token === eosId;
+    if (whole !== undefined) return space.length ? ` ${whole}` : whole;
     const bytes = Uint8Array.of(...this._bytes, ...space, ...tokenBytes[token]);
     const end = bytes.length - incomplete(bytes);
     this._bytes = bytes.slice(end);

@@ -8,20 +8,17 @@ import { Tokenizer as Library } from "@huggingface/tokenizers";
 import { firstLine } from "./errors.js";
 import { sha256 } from "./sha256.js";
 import { StreamDecoder } from "./stream_decoder.js";
+import { isLowercase, kindOf, LINE_BREAK, stepsOf } from "./tokenizer_kind.js";
 
-/** @typedef {"word" | "char" | "bpe" | "other"} Kind */
+/** @typedef {import("./tokenizer_kind.js").Kind} Kind */
 
 /** What people call the token of a line's end, however it is spelled. */
 const EOS = "<eos>";
-/** How this project's own vocabularies spell it. */
-const LINE_BREAK = "\n";
 /** How it is spelled, also by other makers of tokenizer.json. */
 const EOS_SPELLINGS = [LINE_BREAK, EOS, "</s>", "<sos/eos>", "<|endoftext|>", "<|end_of_text|>", "[SEP]"];
 /** White space of Unicode, which is not quite that of JavaScript. */
 const WORD = /[^\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+/gu;
-/** How `tokenizer.json` cuts characters and words. */
-const ANY_CHARACTER = "[\\s\\S] Isolated";
-const WHITE_SPACE = "[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+ Removed";
+const UTF8 = new TextDecoder("utf-8", { ignoreBOM: true });
 const LINES_KEPT = 4096;
 
 /** Encodes and decodes text; made from the text of a `tokenizer.json`. */
@@ -55,6 +52,8 @@ export class Tokenizer {
     this._vocabulary = vocabulary;
     this._library =
       this.kind === "word" || this.kind === "char" ? undefined : library(data, this.kind, config);
+    /** @type {Map<number, string | undefined>} */
+    this._wholeTexts = new Map();
     /** @type {Map<string, number[]>} The ids of the last lines, of which an editor changes one. */
     this._lines = new Map();
     /** What each id stands for in a text, as UTF-8 (part of a character, for byte-level BPE). */
@@ -103,6 +102,21 @@ export class Tokenizer {
    */
   decoder(after = []) {
     return StreamDecoder.after(this, after);
+  }
+
+  /**
+   * A token's text, where it is no part of a character; found once.
+   *
+   * @param {number} token
+   * @returns {string | undefined}
+   */
+  wholeText(token) {
+    if (!this._wholeTexts.has(token)) {
+      const bytes = this.tokenBytes[token];
+      const text = UTF8.decode(bytes);
+      this._wholeTexts.set(token, text.includes("\ufffd") ? undefined : text);
+    }
+    return this._wholeTexts.get(token);
   }
 
   /**
@@ -186,50 +200,6 @@ function vocabularyOf(data) {
  */
 function id(vocabulary, token) {
   return /** @type {number} */ (vocabulary.get(token));
-}
-
-/**
- * Tell from a `tokenizer.json` which of the project's own kinds it is.
- *
- * @param {any} data
- * @returns {Kind}
- */
-function kindOf({ model, pre_tokenizer: cut, normalizer, added_tokens: added }) {
-  if (!cut) return "other";
-  const hasLineBreak = (added ?? []).some(
-    (/** @type {any} */ token) => token.content === LINE_BREAK && token.special,
-  );
-  const [first, ...others] = stepsOf(normalizer);
-  const isOwn = hasLineBreak && isCrlf(first);
-  if (!(first === undefined || isOwn || isLowercase(first)) || !others.every(isLowercase)) return "other";
-  // A model that takes words whole, or as unknown ones.
-  const isClosed = isOwn && model.type === "WordPiece" && model.continuing_subword_prefix === LINE_BREAK;
-  const types = `${isClosed ? "WordLevel" : model.type} ${cut.type}`;
-  if (types === "BPE ByteLevel") return cut.add_prefix_space ? "other" : "bpe";
-  if (types === "WordLevel WhitespaceSplit") return "word";
-  const how = types === "WordLevel Split" ? `${cut.pattern?.Regex} ${cut.behavior}` : "";
-  if (how === ANY_CHARACTER) return "char";
-  return how === WHITE_SPACE ? "word" : "other";
-}
-
-/**
- * What a normalizer consists of, itself or a sequence's parts.
- *
- * @param {any} normalizer
- * @returns {any[]}
- */
-function stepsOf(normalizer) {
-  return normalizer ? (normalizer.normalizers ?? [normalizer]) : [];
-}
-
-/** @param {any} step */
-function isLowercase(step) {
-  return step.type === "Lowercase";
-}
-
-/** @param {any} step */
-function isCrlf(step) {
-  return step?.type === "Replace" && step.pattern?.String === "\r\n" && step.content === LINE_BREAK;
 }
 
 /**

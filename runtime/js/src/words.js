@@ -3,6 +3,7 @@
  *
  * A word may be spelled by several sequences of tokens; its probability is the sum over those that were found.
  */
+import { exponentials } from "./exponential.js";
 import { checkNumber } from "./params.js";
 import { Session } from "./session.js";
 import { largest } from "./softmax.js";
@@ -144,11 +145,12 @@ class Search {
     const { isEnd } = this.vocabulary;
     let highest = Number.NEGATIVE_INFINITY;
     for (let token = 0; token < logits.length; token++) if (logits[token] > highest) highest = logits[token];
+    const weights = new Float64Array(logits.length);
+    exponentials(logits, 1, highest, weights);
     let [sum, ends] = [0, 0];
     for (let token = 0; token < logits.length; token++) {
-      const weight = Math.exp(logits[token] - highest);
-      sum += weight;
-      if (isEnd[token]) ends += weight;
+      sum += weights[token];
+      if (isEnd[token]) ends += weights[token];
     }
     return { logits, normalizer: highest + Math.log(sum), ends: ends / sum };
   }

@@ -181,6 +181,17 @@ test("the page", { skip: BROWSER ? false : "Chromium is not installed" }, async 
     assert.deepEqual(problems, []);
   });
 
+  await t.test("the policy lets no script ask another host", async () => {
+    const forbidden = await page.evaluate(
+      () =>
+        new Promise((resolve) => {
+          document.addEventListener("securitypolicyviolation", (event) => resolve(event.effectiveDirective));
+          fetch("http://127.0.0.1:9/").catch(() => {});
+        }),
+    );
+    assert.equal(forbidden, "connect-src");
+  });
+
   await t.test("it opens without a network after the first visit", async () => {
     await page.evaluate(() => navigator.serviceWorker.ready);
     await server.close();

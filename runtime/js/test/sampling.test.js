@@ -1,6 +1,7 @@
 /** Filters, processors and the sampler on exact small distributions; text as it streams. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { exponentials } from "../src/exponential.js";
 import { keepMinP, keepTopK, keepTopP, keepTypical } from "../src/filters.js";
 import { History, WINDOW } from "../src/history.js";
 import { samplingParams } from "../src/params.js";
@@ -163,6 +164,24 @@ test("what can be completed in UTF-8 is known", () => {
     [[0xc3, 0xa9], 0],
   ]))
     assert.equal(incomplete(Uint8Array.from(bytes)), left);
+});
+
+test("exponentials are the library's", () => {
+  const values = Float32Array.from({ length: 4000 }, (_, place) => place / 3 - 900);
+  const found = new Float64Array(values.length);
+  for (const [scale, shift] of [
+    [1, 0],
+    [0.7, 3],
+    [4, 80],
+  ]) {
+    exponentials(values, scale, shift, found);
+    for (const [place, value] of values.entries()) {
+      const expected = Math.exp(Math.fround(value * scale) - shift);
+      assert.ok(found[place] === expected || Math.abs(found[place] / expected - 1) < 1e-10, String(value));
+    }
+  }
+  exponentials(Float32Array.of(Number.NaN, Number.NEGATIVE_INFINITY, 0), 1, 0, found);
+  assert.deepEqual([...found.subarray(0, 3)], [Number.NaN, 0, 1]);
 });
 
 test("the largest come first, the smaller id among equals", () => {

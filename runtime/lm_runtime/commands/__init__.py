@@ -45,6 +45,10 @@ __all__ = [
 _EXTRAS = {
     "llguidance": ("regex",) * 2,
     "tensorboard": ("tensorboard",) * 2,
+    "pyarrow": ("parquet",) * 2,
+    "backports": ("zstd",) * 2,
+    "backports.zstd": ("zstd",) * 2,
+    "datatrove": ("datatrove",) * 2,
     **dict.fromkeys(("starlette", "uvicorn"), ("serve",) * 2),
 }
 """The extra that brings a module, as pip takes it and as it is called; all others are of the training."""
@@ -244,20 +248,23 @@ class Progress:
 
     Args:
         total: of the work, in whatever unit; 0 where it is not known.
+        alone: whether nothing is printed meanwhile, so that standard output may be the terminal too.
     """
 
-    def __init__(self, total: float) -> None:
+    def __init__(self, total: float, *, alone: bool = False) -> None:
         self._total = total
-        self._shown = total > 0 and sys.stderr.isatty() and not sys.stdout.isatty()
+        self.shown = total > 0 and sys.stderr.isatty() and (alone or not sys.stdout.isatty())
+        """Whether there is a terminal to show it."""
         self._begun = self._told = time.monotonic()
 
-    def show(self, done: float, before: float = 0) -> None:
-        """Tell how far the work is: ``done`` of it, ``before`` of that by an earlier run."""
+    def show(self, done: float, before: float = 0, also: str = "") -> None:
+        """Tell how far the work is: ``done`` of it, ``before`` of that by an earlier run; and ``also``."""
         now = time.monotonic()
-        if self._shown and now - self._told > 1 and before < done <= self._total:
+        if self.shown and now - self._told > 1 and before < done <= self._total:
             self._told = now
             left = (now - self._begun) * (self._total - done) / (done - before)
             text = f"{done / self._total:4.0%}, {timedelta(seconds=round(left))} left"
+            text += f", {also} " if also else ""
             with contextlib.suppress(OSError):
                 sys.stderr.write(f"{text}\r")
                 sys.stderr.flush()

@@ -50,7 +50,8 @@ class NbestOptions:
     )
     output: str | None = setting(
         None,
-        help="Write there, not to standard output: a file, or a folder for formats of several files.",
+        help="Write there, not to standard output: a file, or a folder for formats of several files; "
+        "with --documents a .jsonl or a .parquet.",
         metavar="PATH",
         group=LISTS,
     )

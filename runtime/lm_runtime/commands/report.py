@@ -11,24 +11,25 @@ from lm_runtime.scoring.page import write_page
 from lm_runtime.scoring.passages import Passages
 from lm_runtime.scoring.score import Score, TextCount, not_comparable
 from lm_runtime.scoring.tokens import TokenScore, token_scores
-from lm_runtime.text_files import read_fragments
+from lm_runtime.text_files import Fragments
 
 _MOST_TOKENS = 100_000
 """On a page: with the best five of each, about 6 MB."""
 _BEST = 5
 
 
-def score_to_page(model: StepModel, file: Path, page: Path, title: str) -> Score:
-    """Score a text file as :func:`lm_runtime.score_file` does, and write what was expected at each place.
+def score_to_page(model: StepModel, fragments: Fragments, name: str, page: Path, title: str) -> Score:
+    """Score a text as :func:`lm_runtime.score_file` does, and write what was expected at each place.
 
     Args:
         model: from :func:`lm_runtime.load`.
-        file: a UTF-8 text.
+        fragments: the text.
+        name: of the text, for messages.
         page: the page to write.
         title: its heading.
 
     Raises:
-        UnusableFileError: the file is missing, empty, or not UTF-8 text.
+        UnusableFileError: the text is empty, or cannot be read.
     """
     passages, count = Passages(_MOST_TOKENS), TextCount()
     total, unknown = 0.0, 0
@@ -41,9 +42,9 @@ def score_to_page(model: StepModel, file: Path, page: Path, title: str) -> Score
             yield score
 
     best = min(_BEST, model.tokenizer.vocab_size)
-    passages.read(added(token_scores(model, count.count(read_fragments(file)), best)))
+    passages.read(added(token_scores(model, count.count(fragments), best)))
     if not passages.tokens:
-        raise UnusableFileError(file, "empty: there is nothing to score")
+        raise UnusableFileError(name, "empty: there is nothing to score")
     result = count.score(total, passages.tokens, unknown)
     a_word = result.perplexity_per_word
     facts = [

@@ -19,7 +19,7 @@ from lm_runtime.files import UnusableFileError
 from lm_runtime.models.protocol import DirectModel, StepModel
 from lm_runtime.models.state import READ_TOKENS, initial_state
 from lm_runtime.softmax import log_softmax_at
-from lm_runtime.text_files import read_fragments, read_lines
+from lm_runtime.text_files import Fragments, read_fragments, whole_lines
 from lm_runtime.tokenizer import count_words
 
 _LARGEST_WORD_LOSS = 50.0
@@ -163,12 +163,21 @@ def read_texts(path: str | Path) -> Iterator[str]:
     Raises:
         UnusableFileError: the file is missing, empty, or not UTF-8 text.
     """
+    return text_lines(read_fragments(Path(path)), str(path))
+
+
+def text_lines(fragments: Fragments, name: str) -> Iterator[str]:
+    """The lines of the text ``name`` that comes in fragments, each a text of its own.
+
+    Raises:
+        UnusableFileError: there is none, or they cannot be read.
+    """
     empty = True
-    for line in read_lines(Path(path)):
+    for line in whole_lines(fragments):
         empty = False
         yield line
     if empty:
-        raise UnusableFileError(path, "empty: there is nothing to score")
+        raise UnusableFileError(name, "empty: there is nothing to score")
 
 
 TokenScores = Callable[[NDArray[np.int64], NDArray[np.float32]], None]
@@ -185,17 +194,33 @@ def score_file(model: StepModel, path: str | Path, *, each: TokenScores | None =
     Raises:
         UnusableFileError: the file is missing, empty, or not UTF-8 text.
     """
-    path = Path(path)
+    return score_fragments(model, read_fragments(Path(path)), str(path), each=each)
+
+
+def score_fragments(
+    model: StepModel, fragments: Fragments, name: str, *, each: TokenScores | None = None
+) -> Score:
+    """Score a text that comes in fragments, as :func:`score_file` does.
+
+    Args:
+        model: from :func:`lm_runtime.load`.
+        fragments: the text.
+        name: of the text, for messages.
+        each: as for :func:`score_file`.
+
+    Raises:
+        UnusableFileError: the text is empty, or cannot be read.
+    """
     total, tokens, unknown = 0.0, 0, 0
     count = TextCount()
-    for ids, log_probabilities in token_log_probabilities(model, count.count(read_fragments(path))):
+    for ids, log_probabilities in token_log_probabilities(model, count.count(fragments)):
         if each is not None:
             each(ids, log_probabilities)
         total = add_up(log_probabilities, total)
         tokens += ids.size
         unknown += unknown_tokens(model, ids)
     if not tokens:
-        raise UnusableFileError(path, "empty: there is nothing to score")
+        raise UnusableFileError(name, "empty: there is nothing to score")
     return count.score(total, tokens, unknown)
 
 

@@ -16,6 +16,7 @@ from lm_runtime.models.protocol import DirectModel, StepModel
 from lm_runtime.models.state import initial_state, join_states, take_states
 from lm_runtime.scoring.score import Score, TextCount, add_up, unknown_tokens
 from lm_runtime.softmax import log_normalizers
+from lm_runtime.text_files import split_fragments
 from lm_runtime.tokenizer import Tokenizer
 
 _CHUNK_TEXTS = 1024
@@ -91,16 +92,15 @@ def _encode(
     tokenizer: Tokenizer, texts: Sequence[str], counts: Sequence[TextCount]
 ) -> list[NDArray[np.int64]]:
     """The ids of each text's lines, each ended by ``<eos>``; an empty text is an empty line."""
-    lines: list[str] = []
-    ends = []
+    fragments: list[tuple[str, bool]] = []
+    last = []
     for text, count in zip(texts, counts, strict=True):
-        own = text.removesuffix("\n").split("\n")
-        lines += [line for line, _ in count.count((line.removesuffix("\r"), True) for line in own)]
-        ends.append(len(lines))
-    encoded = tokenizer.encode_lines(lines)
-    ids = np.array([id_ for line in encoded for id_ in (*line, tokenizer.eos_id)], dtype=np.int64)
-    sizes = np.cumsum([len(line) + 1 for line in encoded])
-    return np.split(ids, sizes[np.array(ends[:-1], dtype=np.int64) - 1])
+        fragments += count.count(split_fragments(text))
+        last.append(len(fragments))
+    encoded = tokenizer.encode_each(fragments)
+    ids = np.array([id_ for fragment in encoded for id_ in fragment], dtype=np.int64)
+    sizes = np.cumsum([len(fragment) for fragment in encoded])
+    return np.split(ids, sizes[np.array(last[:-1], dtype=np.int64) - 1])
 
 
 def _log_probabilities(model: StepModel, texts: Sequence[NDArray[np.int64]]) -> Iterable[NDArray[np.float32]]:

@@ -6,17 +6,22 @@ Knows nothing about models.
 from __future__ import annotations
 
 import dataclasses
+import glob
+import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lm_runtime.files import UnusableFileError
+from lm_runtime.files import UnusableFileError, open_regular, write_whole
 from lm_runtime.scoring.score import TextCount
 from lm_runtime.tokenizer import Tokenizer
+from lm_trainer.corpora.collection import Reading, find_collection, is_plain_text
 from lm_trainer.corpora.datasets import DATASETS, fetch
+from lm_trainer.corpora.documents import DocumentEnds, DocumentSplit, encode_documents
 from lm_trainer.corpora.inspection import inspect
 from lm_trainer.corpora.pydocs import write_pydocs
 from lm_trainer.corpora.splits import Split, split_by_position, split_spread
@@ -32,12 +37,17 @@ class Corpus:
 
     name: str
     """What it is called in reports."""
-    splits: dict[str, Split]
+    splits: dict[str, Split | DocumentSplit]
     """``train``, ``valid`` and perhaps ``test``."""
     remark: str
     """Where the splits are from, for the person at the terminal."""
     notes: tuple[str, ...] = ()
     """What that person should know of the texts' form."""
+
+    @property
+    def has_documents(self) -> bool:
+        """Whether the training text is a collection of documents."""
+        return isinstance(self.splits["train"], DocumentSplit)
 
     def unwrapped(self) -> Corpus:
         """The same texts with each paragraph as one line."""
@@ -56,6 +66,21 @@ class CorpusFacts:
     """How it was named in the call; a path from the root on."""
     splits: dict[str, TokenFile]
     """The token files of ``train``, ``valid`` and perhaps ``test``."""
+    also: tuple[str, ...] = ()
+    """The other texts that were named beside ``argument``."""
+    valid: tuple[str, ...] = ()
+    """The texts that were named to validate on."""
+    text_field: str | None = None
+    """The field of records that has the text, if it was named."""
+    on_error: str = "stop"
+    """What was done about damage."""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """How the corpus was named and read, by the settings' names, without those that were not given."""
+        named = {"also": self.also, "valid": self.valid, "text_field": self.text_field}
+        skips = {} if self.on_error == "stop" else {"on_error": self.on_error}
+        return {"corpus": self.argument, **{name: value for name, value in named.items() if value}, **skips}
 
     def open(self, folder: Path, split: str, *, verify: bool = True) -> Ids:
         """The token ids of a split in the ``folder`` of token files.
@@ -66,34 +91,46 @@ class CorpusFacts:
         return self.splits[split].open(token_path(folder, split), verify=verify)
 
 
-def find_corpus(argument: str, data: Path = DATA) -> Corpus:
-    """Turn the argument ``CORPUS`` into texts: a folder, a file, or a name.
+def find_corpus(argument: str, data: Path = DATA, reading: Reading | None = None) -> Corpus:
+    """Turn the argument ``CORPUS`` into texts: a folder, a file, a glob, or a name.
 
     Args:
         argument: a folder with ``train.txt``, ``valid.txt`` and perhaps ``test.txt``; one text file;
-            ``pydocs``; or a name from :data:`lm_trainer.corpora.datasets.DATASETS`.
+            what :func:`lm_runtime.texts.sources.find_sources` takes; ``pydocs``; or a name from
+            :data:`lm_trainer.corpora.datasets.DATASETS`.
         data: the folder of corpora that are read from Python or downloaded.
+        reading: how collections of texts are read.
 
     Raises:
         ValueError: it is none of these.
         UnusableFileError: a file is missing or empty, or cannot be split.
     """
-    path = Path(argument)
+    path, reading = Path(argument), reading or Reading()
     if not argument:
         raise ValueError("CORPUS is empty; name a folder, a file or a corpus")
-    if path.is_dir():
-        return _folder(path.resolve().name, path)
-    if path.exists():
-        return _one_file(path)
-    if argument == "pydocs":
-        return _folder(argument, write_pydocs(data))
-    if argument in DATASETS:
-        found = fetch(argument, data)
+    if not path.exists() and argument in ("pydocs", *DATASETS):
+        if reading.also or reading.valid:
+            raise ValueError(f"the corpus {argument} has its own validation text, and nothing is added to it")
+        found = write_pydocs(data) if argument == "pydocs" else fetch(argument, data)
         # Published figures are for the parts of these texts by position.
         return _folder(argument, found) if found.is_dir() else _one_file(found, spread=False)
-    raise ValueError(
-        f"no corpus {argument}: neither a folder, a file, nor one of {', '.join(['pydocs', *DATASETS])}"
-    )
+    if not reading.also and not reading.valid:
+        if path.is_dir() and any((path / f"{split}.txt").exists() for split in ("train", "valid")):
+            return _folder(path.resolve().name, path)
+        if path.exists() and not path.is_dir() and is_plain_text(path):
+            return _one_file(path)
+    if not path.exists() and argument != "-" and not reading.also and not glob.has_magic(argument):
+        raise ValueError(
+            f"no corpus {argument}: neither a folder, a file, nor one of {', '.join(['pydocs', *DATASETS])}"
+        )
+    collection = find_collection((argument, *reading.also), reading)
+    if collection.one_text is None:
+        return Corpus(collection.name, collection.splits, collection.remark)
+    corpus = _one_file(collection.one_text)
+    told = [
+        text.replace(str(collection.one_text), collection.remark) for text in (corpus.remark, *corpus.notes)
+    ]
+    return Corpus(collection.name, corpus.splits, told[0], tuple(told[1:]))
 
 
 def _folder(name: str, folder: Path) -> Corpus:
@@ -107,13 +144,13 @@ def _folder(name: str, folder: Path) -> Corpus:
     for split in splits.values():
         if not split.size:
             raise UnusableFileError(split.path, "empty")
-    return Corpus(name, splits, f"{folder}: " + ", ".join(f"{name}.txt" for name in splits), tuple(notes))
+    return Corpus(name, {**splits}, f"{folder}: " + ", ".join(f"{name}.txt" for name in splits), tuple(notes))
 
 
 def _one_file(path: Path, *, spread: bool = True) -> Corpus:
     notes = inspect(path)
     splits, remark = (split_spread if spread else split_by_position)(path)
-    return Corpus(path.stem, splits, remark, notes)
+    return Corpus(path.stem, {**splits}, remark, notes)
 
 
 def texts(fragments: Iterable[tuple[str, bool]]) -> Iterator[str]:
@@ -130,15 +167,37 @@ def encode_corpus(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> dict[st
     folder.mkdir(parents=True, exist_ok=True)
     files = {}
     for name, split in corpus.splits.items():
-        count, sizes = TextCount(), [0] * len(split.parts)
+        if isinstance(split, DocumentSplit):
+            files[name] = _write_documents(folder, name, split, tokenizer)
+        else:
+            files[name] = _write_text(folder, name, split, tokenizer)
+    return files
+
+
+def _write_text(folder: Path, name: str, split: Split, tokenizer: Tokenizer) -> TokenFile:
+    count, sizes = TextCount(), [0] * len(split.parts)
+    written = write_token_file(
+        token_path(folder, name),
+        _encoded(split, tokenizer, count, sizes),
+        vocab_size=tokenizer.vocab_size,
+        unk_id=tokenizer.unk_id,
+    )
+    return dataclasses.replace(written, stretches=tuple(sizes), **dataclasses.asdict(count))
+
+
+def _write_documents(folder: Path, name: str, split: DocumentSplit, tokenizer: Tokenizer) -> TokenFile:
+    count = TextCount()
+    with write_whole(documents_path(folder, name)) as file:
+        ends = DocumentEnds(file)
         written = write_token_file(
             token_path(folder, name),
-            _encoded(split, tokenizer, count, sizes),
+            ends.watch(encode_documents(map(count.count, split.documents()), tokenizer)),
             vocab_size=tokenizer.vocab_size,
             unk_id=tokenizer.unk_id,
         )
-        files[name] = dataclasses.replace(written, stretches=tuple(sizes), **dataclasses.asdict(count))
-    return files
+    return dataclasses.replace(
+        written, documents=ends.documents, documents_sha256=ends.sha256, **dataclasses.asdict(count)
+    )
 
 
 def _encoded(
@@ -154,3 +213,21 @@ def _encoded(
 def token_path(folder: Path, split: str) -> Path:
     """Where a split's token ids are."""
     return folder / f"{split}.bin"
+
+
+def require_document_ends(path: Path, file: TokenFile) -> None:
+    """Check that the ends of a split's documents are those that were written.
+
+    Raises:
+        UnusableFileError: they are missing, or changed.
+    """
+    if not path.is_file():
+        raise UnusableFileError(path, "missing; the run cannot go on without it")
+    with open_regular(path) as ends:
+        if hashlib.file_digest(ends, "sha256").hexdigest() != file.documents_sha256:
+            raise UnusableFileError(path, "changed since the run began")
+
+
+def documents_path(folder: Path, split: str) -> Path:
+    """Where the ends of a split's documents are."""
+    return folder / f"{split}.documents.bin"

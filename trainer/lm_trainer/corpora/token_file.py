@@ -45,6 +45,10 @@ class TokenFile:
     """Those of the words that look like words of prose."""
     stretches: tuple[int, ...] = ()
     """The tokens in each stretch of a text from several places; empty where that is not known."""
+    documents: int = 0
+    """The number of documents, whose ends are in a file of their own; 0 for one text."""
+    documents_sha256: str = ""
+    """Of that file."""
 
     def __post_init__(self) -> None:
         if self.dtype not in _TYPES:

@@ -73,7 +73,9 @@ def _facts(summary: dict[str, Any], last: Checkpoint) -> Iterable[tuple[object, 
     yield "model", FAMILIES[config.model_type].description
     yield "parameters", f"{summary['parameters']:,}"
     yield "vocabulary", f"{config.vocab_size:,} tokens ({facts.tokenizer_config.tokenizer})"
-    yield "corpus", facts.corpus.argument
+    yield "corpus", ", ".join((facts.corpus.argument, *facts.corpus.also))
+    if recipe and recipe.shuffle in ("line", "document"):
+        yield "order", f"each {recipe.shuffle} at another place in each epoch"
     for name, split in facts.corpus.splits.items():
         yield name, f"{split.tokens:,} tokens, {split.words:,} words, {split.bytes:,} bytes"
     early = ", stopped early: validation no longer improved" if summary["stopped_early"] else ""

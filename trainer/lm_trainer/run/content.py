@@ -131,7 +131,15 @@ def _facts(content: dict[str, Any]) -> RunFacts:
     if type(processes) is not int or processes < 1 or not 1 <= threads <= _MOST_THREADS:
         raise ValueError(f"{threads} threads and {processes} processes")
     return RunFacts(
-        corpus=CorpusFacts(corpus["name"], corpus["argument"], splits),
+        corpus=CorpusFacts(
+            corpus["name"],
+            corpus["argument"],
+            splits,
+            _texts(corpus.get("also", ())),
+            _texts(corpus.get("valid", ())),
+            None if corpus.get("text_field") is None else str(corpus["text_field"]),
+            str(corpus.get("on_error", "stop")),
+        ),
         tokenizer=content["tokenizer"],
         tokenizer_config=_record(TokenizerConfig, content["tokenizer_config"], "tokenizer_config"),
         held_out=content["held_out"],
@@ -142,6 +150,12 @@ def _facts(content: dict[str, Any]) -> RunFacts:
         first=_record(TokenFile, content["first"], "first") if "first" in content else None,
         before=_losses(content.get("before")),
     )
+
+
+def _texts(values: Any) -> tuple[str, ...]:
+    if not isinstance(values, tuple | list):
+        raise ValueError("the corpus's texts are not what they should be")
+    return tuple(map(str, values))
 
 
 def _losses(values: Any) -> dict[str, float] | None:

@@ -21,10 +21,10 @@ from lm_trainer.reports import summary as reports
 from lm_trainer.reports.sample import read_sample
 from lm_trainer.run import trial
 from lm_trainer.run.device import pick_device, pick_precision
-from lm_trainer.run.folder import LAST, SUMMARY
+from lm_trainer.run.folder import LAST, SHUFFLED, SUMMARY, TOKEN_FILES
 from lm_trainer.run.pretrained import Pretrained, read_pretrained
 from lm_trainer.run.resume import resume
-from lm_trainer.run.setup import start
+from lm_trainer.run.setup import CorpusArguments, start
 from lm_trainer.tensors import set_thread_count
 from lm_trainer.training import terminal
 from lm_trainer.training.processes import Processes
@@ -69,6 +69,8 @@ def train(plan: Plan, check_interrupted: Callable[[], None]) -> dict[str, Any] |
         if not trainer.complete:
             _train(trainer, out, processes)
         del trainer  # and with it the optimizer's memory
+        if first:
+            (out / TOKEN_FILES / SHUFFLED).unlink(missing_ok=True)
         processes.leave()
         if first and summary is None:
             return reports.finish(out, device, plan.run.sample_tokens)
@@ -87,9 +89,10 @@ def try_out(plan: Plan) -> str:
     if Processes.join(device).count > 1:
         raise ValueError("--dry-run and --find-lr are for one process; leave out torchrun")
     recipe, pretrained = _recipe(plan, device)
+    corpus = _corpus(plan)
     if plan.picture is not None:
-        return f"{trial.find_rate(plan.picture, plan.run.corpus, recipe, device, pretrained):.2g}"
-    figures = trial.dry_run(plan.run.corpus, recipe, device, pretrained)
+        return f"{trial.find_rate(plan.picture, corpus, recipe, device, pretrained):.2g}"
+    figures = trial.dry_run(corpus, recipe, device, pretrained)
     return "\n".join(f"{name:<16}  {value}" for name, value in figures.items())
 
 
@@ -117,11 +120,15 @@ def _recipe(plan: Plan, device: torch.device) -> tuple[Preset, Pretrained | None
     return recipe, pretrained
 
 
+def _corpus(plan: Plan) -> CorpusArguments:
+    return CorpusArguments(plan.run.corpus, plan.run.also, plan.run.valid, plan.reading)
+
+
 def _start(plan: Plan, device: torch.device, processes: Processes) -> ModelTrainer:
     recipe, pretrained = _recipe(plan, device)
     return start(
         plan.out,
-        plan.run.corpus,
+        _corpus(plan),
         recipe,
         device,
         note,

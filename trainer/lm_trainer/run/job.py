@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from lm_trainer.config import TrainingConfig
+from lm_trainer.corpora.corpus import documents_path, require_document_ends
+from lm_trainer.corpora.shuffling import document_ends, line_ends, write_shuffled
+from lm_trainer.corpora.token_file import Ids
 from lm_trainer.families import FAMILIES
 from lm_trainer.reports.metrics import MetricsLog
 from lm_trainer.run.checkpoint import CheckpointStore
-from lm_trainer.run.folder import METRICS, TOKEN_FILES
+from lm_trainer.run.folder import METRICS, SHUFFLED, TOKEN_FILES
 from lm_trainer.run.records import Checkpoint
 from lm_trainer.training.job import Job
 from lm_trainer.training.processes import Processes
@@ -44,8 +50,32 @@ def make_job(
         store=CheckpointStore(run, facts, checkpoint.model_config, recipe),
         device=device,
         checkpoint_seconds=checkpoint_seconds,
+        order=_order(run / TOKEN_FILES, checkpoint, eos_id, processes),
         processes=processes,
     )
+
+
+def _order(
+    folder: Path, checkpoint: Checkpoint, eos_id: int, processes: Processes
+) -> Callable[[int], Ids] | None:
+    """What writes the training text in an epoch's order into the ``folder`` of token files, and opens it."""
+    recipe, corpus = checkpoint.training_config, checkpoint.facts.corpus
+    if recipe is None or recipe.shuffle not in ("line", "document"):
+        return None
+    train, path, seed = corpus.splits["train"], folder / SHUFFLED, recipe.seed
+    if recipe.shuffle == "document" and processes.is_first:
+        require_document_ends(documents_path(folder, "train"), train)
+
+    def order(epoch: int) -> Ids:
+        if processes.is_first:
+            ids = corpus.open(folder, "train", verify=False)
+            documents = recipe.shuffle == "document"
+            ends = document_ends(documents_path(folder, "train")) if documents else line_ends(ids, eos_id)
+            write_shuffled(path, ids, ends, np.random.default_rng([seed, epoch]))
+        processes.from_first(0)  # once it is written
+        return train.open(path, verify=False)
+
+    return order
 
 
 def check_processes(count: int, model_type: str, config: TrainingConfig) -> None:

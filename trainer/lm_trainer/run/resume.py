@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 _LENGTH = ("epochs", "patience")
-_PATHS = ("corpus", "init", "tokenizer")
+_PATHS = ("corpus", "also", "valid", "init", "tokenizer")
 
 
 def resume(
@@ -81,10 +81,14 @@ def _own_settings(checkpoint: Checkpoint) -> dict[str, Any]:
     """The settings of the run by their names, as they can be given in a call."""
     facts, recipe = checkpoint.facts, checkpoint.training_config
     return {
-        **(dataclasses.asdict(recipe) if recipe else {}),
+        **(dataclasses.asdict(recipe) | {"shuffle": recipe.shuffle or "none"} if recipe else {}),
         **dataclasses.asdict(checkpoint.model_config),
         **dataclasses.asdict(facts.tokenizer_config),  # whose vocab_size was asked for
-        "corpus": facts.corpus.argument,
+        "also": (),
+        "valid": (),
+        "text_field": None,
+        "on_error": "stop",
+        **facts.corpus.arguments,
         "init": facts.init.path if facts.init else None,
     }
 
@@ -94,11 +98,21 @@ def _check_given(given: dict[str, Any], own: dict[str, Any], model_type: str) ->
     for name, value in given.items():
         if name not in own:
             raise ValueError(f"{name} does not apply to {model_type}: it is estimated in one pass")
-        same = {value, str(Path(value).resolve())} if name in _PATHS else {value}  # the file may be gone
+        if name == "shuffle" and value is None:  # a preset leaves it to the corpus
+            continue
+        same = _spellings(value) if name in _PATHS else {value}
         if name not in _LENGTH and own[name] not in same:
             raise ValueError(
                 f"--resume goes on with the run's own settings: {name} is {own[name]}, not {value}"
             )
+
+
+def _spellings(value: Any) -> set[Any]:
+    """A path, or several, as they are given and from the root on: the file may be gone."""
+    if isinstance(value, str):
+        return {value, str(Path(value).resolve())}
+    paths = tuple(value)
+    return {paths, tuple(str(Path(path).resolve()) for path in paths)}
 
 
 def _with_length(checkpoint: Checkpoint, length: dict[str, Any]) -> Checkpoint:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from lm_runtime.files import write_text
 from lm_trainer.config import ModelConfig, TrainingConfig
@@ -18,7 +19,7 @@ def write_settings(
     run: Path, facts: RunFacts, model_config: ModelConfig, recipe: TrainingConfig | None
 ) -> None:
     """Write each setting that the family, or the checkpoint that the run begins from, leaves open."""
-    settings: dict[str, str | bool | int | float | None] = {"corpus": facts.corpus.argument}
+    settings: dict[str, Any] = {**facts.corpus.arguments}
     if facts.tokenizer_config.unwrap:
         settings["unwrap"] = True
     if facts.init:

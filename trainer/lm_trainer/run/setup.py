@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import math
 import shutil
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +19,10 @@ from numpy.typing import NDArray
 from lm_runtime.bundle import TOKENIZER
 from lm_runtime.files import UnusableFileError, write_text
 from lm_runtime.folders import folder_beside, held, holds_something, remove
+from lm_runtime.texts.reading import ReadingOptions
 from lm_runtime.tokenizer import Tokenizer
 from lm_trainer.config import ModelConfig, TokenizerConfig
+from lm_trainer.corpora.collection import Reading
 from lm_trainer.corpora.corpus import Corpus, CorpusFacts, encode_corpus, find_corpus, texts, token_path
 from lm_trainer.corpora.replay import replay
 from lm_trainer.corpora.vocabulary import make_tokenizer
@@ -45,9 +49,32 @@ _MANY_UNKNOWN = 0.05
 Tell = Callable[[str], None]
 
 
+@dataclass(frozen=True)
+class CorpusArguments:
+    """What was given to name a corpus."""
+
+    corpus: str
+    """As for :func:`lm_trainer.corpora.corpus.find_corpus`."""
+    also: tuple[str, ...] = ()
+    """More texts to train on."""
+    valid: tuple[str, ...] = ()
+    """Texts to validate on."""
+    options: ReadingOptions = field(default_factory=ReadingOptions)
+    """How they are read."""
+
+    def reading(self, tell: Tell, copies: Path) -> Reading:
+        """How they are read, with the folder for copies of those that cannot be read twice."""
+
+        def place() -> Path:
+            copies.mkdir(exist_ok=True)
+            return copies
+
+        return Reading(self.also, self.valid, self.options, tell, place)
+
+
 def start(
     run: Path,
-    corpus_argument: str,
+    named: CorpusArguments | str,
     preset: Preset,
     device: torch.device,
     tell: Tell,
@@ -65,7 +92,7 @@ def start(
 
     Args:
         run: its folder; the files of an earlier run are removed, and nothing else.
-        corpus_argument: as for :func:`lm_trainer.corpora.corpus.find_corpus`.
+        named: the corpus.
         preset: the recipe.
         device: where to train.
         tell: takes lines for the person at the terminal.
@@ -80,7 +107,9 @@ def start(
     """
     check_processes(processes.count, preset.model["model_type"], preset.training)
     place = run.resolve()  # a link to a folder stays one
-    if place == Path(corpus_argument).resolve():
+    if isinstance(named, str):
+        named = CorpusArguments(named)
+    if place == Path(named.corpus).resolve():
         raise ValueError(f"--out {run} is the corpus's own name; name another folder")
     if holds_something(run) and not (replace and _is_run(run)):
         raise ValueError(
@@ -95,14 +124,17 @@ def start(
         if holds_something(place):
             stack.enter_context(held(place))
         partial = stack.enter_context(folder_beside(place))
-        corpus = find_corpus(corpus_argument)
+        copies = partial / "copies"
+        corpus = find_corpus(named.corpus, reading=named.reading(tell, copies))
+        preset = _with_order(preset, corpus)
         if preset.tokenizer.unwrap:
             corpus = corpus.unwrapped()
         for text in (f"corpus {corpus.name}: {corpus.remark}", *corpus.notes):
             tell(text)
         tokenizer, facts = _encode(
-            partial, corpus, _resolved(corpus_argument), preset.tokenizer, pretrained, device, processes, tell
+            partial, corpus, named, preset.tokenizer, pretrained, device, processes, tell
         )
+        remove(copies)
         if pretrained:
             facts = _with_earlier_text(partial, facts, preset.training.replay, pretrained, tell)
         first, model = _first_checkpoint(partial, facts, tokenizer, preset, pretrained)
@@ -149,7 +181,7 @@ def _is_run(folder: Path) -> bool:
 def _encode(
     folder: Path,
     corpus: Corpus,
-    argument: str,
+    named: CorpusArguments,
     config: TokenizerConfig,
     pretrained: Pretrained | None,
     device: torch.device,
@@ -181,7 +213,15 @@ def _encode(
             "perplexity does not compare with that of a larger vocabulary"
             + ("" if pretrained or config.is_file else f"; --vocab-size is {config.vocab_size:,}")
         )
-    facts = CorpusFacts(corpus.name, argument, splits)
+    facts = CorpusFacts(
+        corpus.name,
+        _resolved(named.corpus),
+        splits,
+        tuple(map(_resolved, named.also)),
+        tuple(map(_resolved, named.valid)),
+        named.options.text_field,
+        named.options.on_error,
+    )
     valid = facts.open(folder / TOKEN_FILES, "valid", verify=False)
     return tokenizer, RunFacts(
         facts,
@@ -260,7 +300,20 @@ def _first_checkpoint(
     return Checkpoint(folder / LAST, facts, config, recipe, snapshot), model
 
 
+def _with_order(preset: Preset, corpus: Corpus) -> Preset:
+    """The recipe with the order in which the corpus is read.
+
+    Raises:
+        ValueError: documents are to be shuffled, and there is one.
+    """
+    wanted = preset.training.shuffle
+    if wanted == "document" and not corpus.has_documents:
+        raise ValueError("--shuffle document is for several documents, and the corpus is one text")
+    order = wanted or ("document" if corpus.has_documents else "none")
+    return dataclasses.replace(preset, training=dataclasses.replace(preset.training, shuffle=order))
+
+
 def _resolved(argument: str) -> str:
     """A path from the root on, so that it is the same from everywhere; a name as it is."""
     path = Path(argument)
-    return str(path.resolve()) if path.exists() else argument
+    return str(path.resolve()) if path.exists() or glob.has_magic(argument) else argument

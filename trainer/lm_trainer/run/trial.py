@@ -15,7 +15,7 @@ from lm_runtime.folders import temporary_folder
 from lm_trainer.families import ModelTrainer
 from lm_trainer.presets import Preset
 from lm_trainer.run.pretrained import Pretrained
-from lm_trainer.run.setup import start
+from lm_trainer.run.setup import CorpusArguments, start
 from lm_trainer.training import terminal
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def _trial(
-    corpus: str, recipe: Preset, device: torch.device, pretrained: Pretrained | None
+    corpus: CorpusArguments, recipe: Preset, device: torch.device, pretrained: Pretrained | None
 ) -> Iterator[ModelTrainer]:
     """Within, a run that was set up in a temporary folder."""
     with temporary_folder("lm-train-") as folder:
@@ -34,7 +34,7 @@ def _trial(
 
 
 def dry_run(
-    corpus: str, recipe: Preset, device: torch.device, pretrained: Pretrained | None
+    corpus: CorpusArguments, recipe: Preset, device: torch.device, pretrained: Pretrained | None
 ) -> dict[str, str]:
     """What the run that the arguments describe would take: figures by their names."""
     begun = time.perf_counter()
@@ -43,7 +43,11 @@ def dry_run(
 
 
 def find_rate(
-    picture: Path, corpus: str, recipe: Preset, device: torch.device, pretrained: Pretrained | None
+    picture: Path,
+    corpus: CorpusArguments,
+    recipe: Preset,
+    device: torch.device,
+    pretrained: Pretrained | None,
 ) -> float:
     """A good learning rate for the run that the other arguments describe; a picture shows why.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,8 @@ class Job:
     """Where to train."""
     checkpoint_seconds: float = 60.0
     """The longest time between two checkpoints; 0 writes one at each step."""
+    order: Callable[[int], Ids] | None = None
+    """The training text as an epoch reads it, counted from 0; None where each reads it as it is."""
     processes: Processes = ALONE
     """Those that train the model together. Each has a share of the columns; the first one validates and
     writes."""

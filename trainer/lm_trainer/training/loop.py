@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lm_runtime.scoring.score import perplexity
+from lm_trainer.corpora.token_file import Ids
 from lm_trainer.networks.base import LanguageModel, TorchState, negative_log_likelihood
 from lm_trainer.networks.dropout import Dropout
 from lm_trainer.networks.loss import linear_cross_entropy
@@ -54,7 +55,8 @@ class Trainer:
         self._job = job
         self._processes = processes
         self._device = model.device
-        self._columns = Columns(job.train, config, processes.columns(config.batch_size), self._device)
+        self._columns = self._columns_of(job.train)
+        self._arranged: int | None = None
         self.windows = self._columns.windows
         """Windows in an epoch."""
         self.epochs = config.epochs
@@ -107,6 +109,15 @@ class Trainer:
             for whole, axis in zip(descent.hidden, self._batch_axes, strict=True)
         )
 
+    def _columns_of(self, ids: Ids) -> Columns:
+        return Columns(ids, self.config, self._processes.columns(self.config.batch_size), self._device)
+
+    def _arrange(self) -> None:
+        """Put the training text in the order of the epoch."""
+        if self._job.order is not None and self._arranged != self.progress.epoch:
+            self._arranged = self.progress.epoch
+            self._columns = self._columns_of(self._job.order(self._arranged))
+
     def save(self) -> None:
         """Write the checkpoint for resuming."""
         self._save()
@@ -144,6 +155,7 @@ class Trainer:
         progress = self.progress
         started = saved = time.perf_counter()
         base_seconds = progress.seconds
+        self._arrange()
         while progress.window < self.windows:
             self.step()
             progress.seconds = base_seconds + time.perf_counter() - started
