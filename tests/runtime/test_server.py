@@ -259,7 +259,7 @@ def test_mistakes_of_the_call_end_in_one_line(tmp_path: Path) -> None:
             ([FIXTURE, FIXTURE], 2, "two bundles are called tiny_bundle"),
             ([FIXTURE, "--max-queue", "-1"], 2, "max_queue must be from 0"),
             ([FIXTURE, "--api-key-file", short], 2, "at least 16 characters"),
-            ([FIXTURE, "--port", server.port], 1, "in use"),
+            ([FIXTURE, "--port", server.port], 1, f": 127.0.0.1 port {server.port}: Address already in use"),
         ):
             error = run_command("lm-serve", *arguments, cwd=tmp_path, code=code).stderr
             assert words in error.splitlines()[-1]

@@ -103,6 +103,8 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     for find in (lm_trainer.Run, lambda folder: lm_trainer.compare([folder])):
         with pytest.raises(UnusableFileError, match="no run"):
             find(tmp_path)
+        with pytest.raises(UnusableFileError, match="nowhere: no such run"):
+            find(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="no run to compare"):
         lm_trainer.compare([])
 

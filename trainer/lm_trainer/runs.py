@@ -44,6 +44,8 @@ class Run:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "folder", Path(self.folder))
+        if not self.folder.exists():
+            raise UnusableFileError(self.folder, "no such run")
         if not (self.folder / LAST).is_file():
             raise UnusableFileError(self.folder, f"no run: it has no {LAST}")
 

@@ -177,6 +177,8 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 
 def _read(folder: Path, name: str) -> Compared:
+    if not folder.exists():
+        raise UnusableFileError(folder, "no such run")
     if not (folder / SETTINGS).is_file():
         raise UnusableFileError(folder, f"no run: it has no {SETTINGS}")
     return Compared(

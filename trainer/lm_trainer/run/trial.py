@@ -67,5 +67,5 @@ def find_rate(
     suggestion = rate_finder.suggest(rates, losses)
     rate_finder.draw(rates, losses, suggestion, picture)
     lowest = suggestion / rate_finder.FRACTION
-    note(f"loss lowest at {lowest:.2g}, a quarter of it is the suggested learning rate; {picture}")
+    note(f"loss lowest at {lowest:.3g}, a quarter of it is the suggested learning rate; {picture}")
     return suggestion
