@@ -13,7 +13,9 @@ says itself.
 from __future__ import annotations
 
 import contextlib
+import gzip
 import importlib
+import json
 import os
 import platform
 import re
@@ -29,10 +31,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
+import pyarrow.parquet
 import pytest
 import sentencepiece
 
 from conftest import ROOT, TINY
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 _SHORT = {"lm-train": ["--sample-tokens", "5", "--epochs", "1"], "lm-bench": ["--tokens", "10"]}
 """Options with which commands take seconds; the example's own come later and stand."""
@@ -188,6 +196,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run("lm-train", "my-text.txt", "--out", "my-ngrams", *counted)
     run("lm-export", "my-ngrams", "--out", "my-ngram")
     run("lm-generate", "my-bundle", "--prompt", "Once", "--max-tokens", "5", "--save-state", "tale.npz")
+    write_collections(folder, [*lines, *text.splitlines()])
     units = folder / "my-recognizer"
     units.mkdir()
     sentencepiece.SentencePieceTrainer.train(
@@ -212,6 +221,21 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def write_collections(folder: Path, lines: list[str]) -> None:
+    """Documents as people have them: ``news``, ``books`` and ``crawl``."""
+    records = [{"text": line, "body": line} for line in lines]
+    spelled = "".join(f"{json.dumps(record)}\n" for record in records).encode()
+    for name in ("news", "books", "crawl"):
+        (folder / name).mkdir()
+    (folder / "news/today.jsonl").write_bytes(spelled)
+    (folder / "news.jsonl.zst").write_bytes(zstd.compress(spelled))
+    (folder / "news.jsonl.gz").write_bytes(gzip.compress(spelled))
+    (folder / "books/one.txt").write_text("\n".join(lines) + "\n")
+    (folder / "books/two.txt.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
+    for name in ("crawl.parquet", "crawl/part.parquet"):
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), folder / name)
+
+
 def set_up(example: Example, stage: Path, folder: Path) -> None:
     """The stage as the example finds it: where it writes there is nothing yet, unless it says so."""
     words = [] if example.is_python else shlex.split(example.text, comments=True)
@@ -233,6 +257,12 @@ def set_up(example: Example, stage: Path, folder: Path) -> None:
 @pytest.mark.parametrize("example", EXAMPLES, ids=str)
 def test_it_runs(example: Example, stage: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     set_up(example, stage, tmp_path)
+    if example.is_python and "__main__" in example.text:  # it starts processes: a script of its own
+        (tmp_path / "example.py").write_text(example.text)
+        script = [sys.executable, "example.py"]
+        result = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert result.returncode == 0, result.stderr[-3000:]
+        return
     if example.is_python:
         with contextlib.chdir(tmp_path):
             exec(compile(example.text, example.source, "exec"), {"__name__": "__main__"})
