@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -105,11 +106,24 @@ def spelled_bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
     return folder / "bundle"
 
 
+def exit_status(command: click.Command, *arguments: object) -> int:
+    """Run a command within this process, which has torch loaded already, and return its exit status.
+
+    A command that is about to end the process ignores signals, and every process that is started later would.
+    """
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        with pytest.raises(SystemExit) as exit_:
+            command.main([str(argument) for argument in arguments], prog_name=command.name)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert isinstance(exit_.value.code, int)
+    return exit_.value.code
+
+
 def _run_here(command: click.Command, *arguments: object) -> None:
-    """Run a command within this process, which has torch loaded already."""
-    with pytest.raises(SystemExit) as exit_:
-        command.main([str(argument) for argument in arguments], prog_name=command.name)
-    assert exit_.value.code == 0
+    assert exit_status(command, *arguments) == 0
 
 
 Invoke = Callable[..., tuple[int, str, str]]
@@ -122,11 +136,8 @@ def invoke(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytes
 
     def call(command: click.Command, *arguments: object) -> tuple[int, str, str]:
         capfd.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            command.main([str(argument) for argument in arguments], prog_name=command.name)
-        out, err = capfd.readouterr()
-        assert isinstance(exit_.value.code, int)
-        return exit_.value.code, out, err
+        status = exit_status(command, *arguments)
+        return (status, *capfd.readouterr())
 
     return call
 

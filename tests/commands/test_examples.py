@@ -35,7 +35,7 @@ import pyarrow.parquet
 import pytest
 import sentencepiece
 
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, exit_status
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -147,10 +147,8 @@ def test_no_command_is_forgotten() -> None:
 
 def call(name: str, *arguments: str, cwd: Path) -> int:
     """Run a command within this process."""
-    with contextlib.chdir(cwd), pytest.raises(SystemExit) as exit_:
-        command_of(name).main(list(arguments), prog_name=name)
-    assert isinstance(exit_.value.code, int)
-    return exit_.value.code
+    with contextlib.chdir(cwd):
+        return exit_status(command_of(name), *arguments)
 
 
 def serve(arguments: list[str], cwd: Path) -> None:
@@ -225,8 +223,11 @@ def write_collections(folder: Path, lines: list[str]) -> None:
     """Documents as people have them: ``news``, ``books`` and ``crawl``."""
     records = [{"text": line, "body": line} for line in lines]
     spelled = "".join(f"{json.dumps(record)}\n" for record in records).encode()
-    for name in ("news", "books", "crawl"):
+    for name in ("news", "books", "crawl", "more"):
         (folder / name).mkdir()
+    (folder / "names.jsonl").write_bytes(spelled)
+    (folder / "more/names.txt.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
+    (folder / "held-out.txt").write_text("\n".join(lines) + "\n")
     (folder / "news/today.jsonl").write_bytes(spelled)
     (folder / "news.jsonl.zst").write_bytes(zstd.compress(spelled))
     (folder / "news.jsonl.gz").write_bytes(gzip.compress(spelled))

@@ -234,7 +234,7 @@ def test_a_bad_text_to_score(invoke: Invoke, tmp_path: Path, content: bytes | No
 def test_a_folder_to_score(invoke: Invoke, tmp_path: Path) -> None:
     code, _, err = invoke(lm_score, FIXTURE, tmp_path)
     assert code == 1
-    assert one_line(err).endswith("a folder, where a text file is needed")
+    assert one_line(err).endswith("also packed as .gz, .zst, .xz or .bz2")
 
 
 def test_bench_prints_a_table_or_an_object(invoke: Invoke) -> None:
